@@ -1,0 +1,480 @@
+"""Momentum, storm, anytime and mu2sgd against float64 transcriptions of the papers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from byzjax.transforms import (
+    anytime,
+    authors_beta,
+    authors_mixing,
+    momentum,
+    mu2sgd,
+    mu2sgd_authors,
+    storm,
+)
+
+DIM, STEPS = 5, 40
+_rng = np.random.default_rng(0)
+CURVATURE = np.linspace(0.2, 2.0, DIM)
+CENTRES = 1.0 + _rng.normal(size=(STEPS, DIM))  # sample z_t; f(x; z) quadratic
+SLOPES = CURVATURE * (1 + 0.3 * _rng.normal(size=(STEPS, DIM)))  # noisy curvature too
+START = _rng.normal(size=DIM)
+
+
+def noisy_gradient(x, t):
+    """Gradient of the t-th sample's quadratic; the noise depends on x."""
+    return SLOPES[t] * (x - CENTRES[t])
+
+
+def reference(learning_rate, beta, weight, gamma=None, project=lambda w: w):
+    """The algorithm as the paper writes it: float64, t = 1, 2, ..., explicit sums."""
+    x, w, d, x_prev, path = START.copy(), START.copy(), None, None, [START.copy()]
+    for t in range(1, STEPS + 1):
+        g = noisy_gradient(x, t - 1)
+        if d is None:
+            d = g
+        else:
+            d = g + (1 - beta(t)) * (d - noisy_gradient(x_prev, t - 1))
+        w = project(w - learning_rate * weight(t) * d)
+        x_prev = x
+        if gamma is None:
+            so_far = sum(weight(s) for s in range(1, t + 1))
+            x = (so_far * x + weight(t + 1) * w) / (so_far + weight(t + 1))
+        else:
+            x = (1 - gamma(t)) * x + gamma(t) * w
+        path.append(x)
+    return np.array(path)
+
+
+def run(optimizer, dtype=jnp.float32, jit=True):
+    """All iterates of an optimizer on the same samples, in one scan."""
+    centres, slopes = jnp.asarray(CENTRES, dtype), jnp.asarray(SLOPES, dtype)
+    params = jnp.asarray(START, dtype)
+
+    def step(carry, sample):
+        params, prev_params, state = carry
+        centre, slope = sample
+
+        def grad_fn(x):
+            return slope * (x - centre)
+
+        updates, state = optimizer.update(
+            grad_fn(params), state, params, grad_fn=grad_fn, prev_params=prev_params
+        )
+        new_params = optax.apply_updates(params, updates)
+        return (new_params, params, state), new_params
+
+    def everything(params):
+        carry = (params, params, optimizer.init(params))
+        if jit:
+            return jax.lax.scan(step, carry, (centres, slopes))[1]
+        path = []
+        for sample in zip(centres, slopes, strict=True):
+            carry, x = step(carry, sample)
+            path.append(x)
+        return jnp.stack(path)
+
+    path = (jax.jit(everything) if jit else everything)(params)
+    return np.concatenate([np.asarray(params)[None], np.asarray(path)])
+
+
+def ball(radius):
+    """Both sides' projection onto an l2 ball around 0."""
+    ours = functools.partial(optax.projections.projection_l2_ball, scale=radius)
+    return ours, lambda w: w * min(1.0, radius / np.linalg.norm(w))
+
+
+def step_of(count):
+    """The paper's t as a float, from optax's count."""
+    return jnp.asarray(count + 1, jnp.result_type(float))
+
+
+def authors_round(numerator, denominator):
+    return max(round(numerator / denominator, 3), 0.01)
+
+
+CASES = {
+    "paper": (
+        lambda: mu2sgd(0.05),
+        lambda: reference(0.05, lambda t: 1 / t, lambda t: t),
+    ),
+    "fixed beta": (
+        lambda: mu2sgd(0.05, beta=0.3),
+        lambda: reference(0.05, lambda t: 0.3, lambda t: t),
+    ),
+    "sgd": (
+        lambda: mu2sgd(0.05, beta=1.0),
+        lambda: reference(0.05, lambda t: 1.0, lambda t: t),
+    ),
+    "scheduled beta": (
+        lambda: mu2sgd(0.05, beta=lambda count: step_of(count) ** -0.5),
+        lambda: reference(0.05, lambda t: t**-0.5, lambda t: t),
+    ),
+    "constant weight": (
+        lambda: mu2sgd(0.2, weight=2.5),
+        lambda: reference(0.2, lambda t: 1 / t, lambda t: 2.5),
+    ),
+    "scheduled weight": (
+        lambda: mu2sgd(0.01, weight=lambda count: step_of(count) ** 1.5),
+        lambda: reference(0.01, lambda t: 1 / t, lambda t: t**1.5),
+    ),
+    "weight keeps its step under mixing": (
+        lambda: mu2sgd(0.05, mixing=0.25),
+        lambda: reference(0.05, lambda t: 1 / t, lambda t: t, lambda t: 0.25),
+    ),
+    "scheduled mixing": (
+        lambda: mu2sgd(0.05, mixing=lambda count: 1 / step_of(count)),
+        lambda: reference(0.05, lambda t: 1 / t, lambda t: t, lambda t: 1 / t),
+    ),
+    "projection": (
+        lambda: mu2sgd(0.3, projection=ball(0.9)[0]),
+        lambda: reference(0.3, lambda t: 1 / t, lambda t: t, project=ball(0.9)[1]),
+    ),
+    "authors": (
+        lambda: mu2sgd_authors(0.1),
+        lambda: reference(
+            0.1,
+            lambda t: authors_round(1, t),
+            lambda t: 1.0,
+            lambda t: authors_round(t, t * (t + 1) // 2),
+        ),
+    ),
+    "authors, fixed": (
+        lambda: mu2sgd(0.1, beta=0.9, weight=1.0, mixing=0.1),
+        lambda: reference(0.1, lambda t: 0.9, lambda t: 1.0, lambda t: 0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_iterates_equal_the_paper(case):
+    ours, oracle = CASES[case]
+    np.testing.assert_allclose(run(ours()), oracle(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_iterates_equal_the_paper_in_float64(case):
+    ours, oracle = CASES[case]
+    with jax.enable_x64(True):
+        path = run(ours(), jnp.float64)
+    assert path.dtype == np.float64
+    np.testing.assert_allclose(path, oracle(), rtol=1e-11, atol=1e-12)
+
+
+def test_eager_equals_jit():
+    eager, jitted = run(mu2sgd(0.05), jit=False), run(mu2sgd(0.05))
+    np.testing.assert_allclose(eager, jitted, rtol=1e-5, atol=1e-6)
+
+
+def test_authors_code_order_of_passes():
+    """Their loop: step with d, then both passes of the same batch around the step."""
+
+    class Worker:
+        def __init__(self):
+            self.t, self.momentum, self.old_gradient = 1, None, None
+
+        def second_pass(self, gradient):
+            beta = max(round(1 / self.t, 3), 0.01)
+            self.t += 1
+            if self.momentum is None:
+                self.momentum = gradient
+            else:
+                drift = (1 - beta) * (self.momentum - self.old_gradient)
+                self.momentum = gradient + drift
+
+    x, w, worker, total = START.copy(), START.copy(), Worker(), 0
+    worker.second_pass(noisy_gradient(x, 0))  # a batch of its own, before the loop
+    path = [x]
+    for t in range(1, STEPS):
+        worker.old_gradient = noisy_gradient(x, t)
+        total += t
+        w = w - 0.1 * worker.momentum
+        gamma = max(round(t / total, 3), 0.01)
+        x = (1 - gamma) * x + gamma * w
+        worker.second_pass(noisy_gradient(x, t))
+        path.append(x)
+    ours = run(mu2sgd_authors(0.1))[:STEPS]
+    np.testing.assert_allclose(ours, np.array(path), rtol=1e-5, atol=1e-6)
+
+
+def test_authors_schedules_are_pythons_rounding_to_the_last_step():
+    counts = np.arange(600)
+    beta = [authors_round(1, t) for t in range(1, 601)]
+    mixing = [authors_round(t, sum(range(t + 1))) for t in range(1, 601)]
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(authors_beta(counts), beta)
+        np.testing.assert_array_equal(jax.vmap(authors_mixing)(counts), mixing)
+    assert jnp.asarray(authors_beta(0)).dtype == jnp.float32
+
+
+def test_momentum_starts_from_the_first_gradient():
+    worker = momentum(0.9)
+    state, expected = worker.init(jnp.zeros(DIM)), None
+    for t in range(STEPS):
+        g = CENTRES[t]
+        expected = g if expected is None else 0.9 * expected + 0.1 * g
+        sent, state = worker.update(jnp.asarray(g, jnp.float32), state)
+        np.testing.assert_allclose(sent, expected, rtol=1e-5, atol=1e-6)
+    first, _ = momentum(0.0).update(jnp.ones(2), momentum(0.0).init(jnp.zeros(2)))
+    np.testing.assert_array_equal(first, 1.0)
+
+
+def test_storm_averages_exactly_for_a_linear_gradient_noise():
+    """With noise that does not depend on x, d_t is the gradient plus the mean noise."""
+    worker, noise = storm(), CENTRES
+    x_prev = x = jnp.asarray(START, jnp.float32)
+    state = worker.init(x)
+    for t in range(STEPS):
+        z = jnp.asarray(noise[t], jnp.float32)
+
+        def grad_fn(p, z=z):
+            return 2 * p + z
+
+        d, state = worker.update(
+            grad_fn(x), state, x, grad_fn=grad_fn, prev_params=x_prev
+        )
+        expected = 2 * np.asarray(x) + noise[: t + 1].mean(axis=0)
+        np.testing.assert_allclose(d, expected, rtol=1e-4, atol=1e-5)
+        x_prev, x = x, x + 0.1 * jnp.sin(t + jnp.arange(DIM, dtype=jnp.float32))
+
+
+def test_storm_vmapped_over_workers_equals_a_loop():
+    worker, m = storm(0.4), 4
+    old, new = jnp.ones(DIM), jnp.full(DIM, 0.5)
+    batches = jnp.asarray(CENTRES[: 2 * m].reshape(2, m, DIM), jnp.float32)
+
+    def grad(x, z):
+        return 0.5 * x**2 - z
+
+    def one(state, z, x, x_prev):
+        return worker.update(
+            grad(x, z), state, x, grad_fn=lambda p: grad(p, z), prev_params=x_prev
+        )
+
+    stacked = jax.vmap(lambda _: worker.init(old))(jnp.arange(m))
+    assert stacked.momentum.shape == (m, DIM)
+    every = jax.vmap(one, in_axes=(0, 0, None, None))
+    _, stacked = every(stacked, batches[0], old, old)
+    sent, _ = every(stacked, batches[1], new, old)
+    for i in range(m):
+        _, state = one(worker.init(old), batches[0, i], old, old)
+        alone, _ = one(state, batches[1, i], new, old)
+        np.testing.assert_allclose(sent[i], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [None, 0.3, 1.0])
+def test_storm_first_step_ignores_a_non_finite_previous_gradient(beta):
+    worker, x = storm(beta), jnp.ones(3)
+    d, _ = worker.update(
+        x, worker.init(x), x, grad_fn=lambda p: p * jnp.inf, prev_params=x
+    )
+    np.testing.assert_array_equal(d, x)
+
+
+def test_hyperparameters_can_be_vmapped():
+    def final(learning_rate, beta, mixing):
+        optimizer = mu2sgd(learning_rate, beta=beta, mixing=mixing)
+        x, grad_fn = jnp.ones(3), jax.grad(lambda p: jnp.sum(p**2))
+        state = optimizer.init(x)
+        updates, state = optimizer.update(
+            grad_fn(x), state, x, grad_fn=grad_fn, prev_params=x
+        )
+        return x + updates
+
+    rates = jnp.array([0.1, 0.2])
+    out = jax.vmap(final)(rates, jnp.array([0.5, 1.0]), jnp.array([0.1, 1.0]))
+    np.testing.assert_allclose(out, np.array([[0.98] * 3, [0.6] * 3]), rtol=1e-6)
+
+
+def test_anytime_hands_alpha_times_the_direction_to_adam():
+    """The inner optimizer sees alpha_t d_t as gradient and w_t as params."""
+    inner = optax.adamw(0.1, weight_decay=0.5)
+    server = anytime(inner)
+    x = w = jnp.asarray(START, jnp.float32)
+    state, inner_state = server.init(x), inner.init(x)
+    for t in range(1, 6):
+        d = jnp.asarray(CENTRES[t], jnp.float32)
+        updates, state = server.update(d, state, x)
+        x_next = optax.apply_updates(x, updates)
+        step, inner_state = inner.update(t * d, inner_state, w)
+        w = w + step
+        np.testing.assert_allclose(state.iterate, w, rtol=1e-6)
+        np.testing.assert_allclose(
+            x_next, (t * x + 2 * w) / (t + 2), rtol=1e-5, atol=1e-6
+        )
+        x = x_next
+
+
+def test_anytime_passes_extra_arguments_on():
+    def update(updates, state, params=None, *, factor, **extra_args):
+        return jax.tree.map(lambda u: -factor * u, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    server, x = anytime(inner, weight=1.0, mixing=1.0), jnp.zeros(2)
+    updates, _ = server.update(jnp.ones(2), server.init(x), x, factor=3.0)
+    np.testing.assert_array_equal(updates, -3.0)
+
+
+def test_projection_keeps_both_iterates_inside():
+    radius = 0.7
+    server = anytime(optax.sgd(5.0), projection=ball(radius)[0])
+    x = jnp.asarray(START / np.linalg.norm(START) * 0.5, jnp.float32)
+    state = server.init(x)
+    for t in range(STEPS):
+        updates, state = server.update(jnp.asarray(CENTRES[t], jnp.float32), state, x)
+        x = optax.apply_updates(x, updates)
+        assert np.linalg.norm(state.iterate) <= radius * (1 + 1e-6)
+        assert np.linalg.norm(x) <= radius * (1 + 1e-6)
+
+
+def test_default_weights_do_not_drift_after_millions_of_steps():
+    server, x = anytime(optax.sgd(1.0)), jnp.zeros(1)
+    state = server.init(x)._replace(count=jnp.array(5_000_000, jnp.int32))
+    updates, _ = server.update(jnp.ones(1), state, x)
+    expected = -(5_000_001.0) * 2 / 5_000_003.0
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+def test_warm_up_from_zero_weight_gives_no_nan():
+    server, x = (
+        anytime(optax.sgd(1.0), weight=lambda c: jnp.where(c > 3, 1.0, 0.0)),
+        jnp.ones(2),
+    )
+    state = server.init(x)
+    for _ in range(6):
+        updates, state = server.update(jnp.ones(2), state, x)
+        x = optax.apply_updates(x, updates)
+    assert np.all(np.isfinite(x)) and np.all(np.asarray(x) < 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_leaves_and_states_keep_their_dtype(dtype):
+    params = {"a": jnp.ones((2, 3), dtype), "b": [jnp.ones((), jnp.float32)]}
+
+    def projection(tree):
+        return jax.tree.map(lambda w: jnp.clip(w, -9.0, 9.0), tree)
+
+    weight = optax.linear_schedule(1.0, 2.0, 10)
+    for optimizer in (
+        momentum(),
+        mu2sgd(0.1, projection=projection, weight=weight),
+        mu2sgd_authors(0.1),
+    ):
+        state = optimizer.init(params)
+        updates, new_state = jax.jit(
+            lambda s, p, o=optimizer: o.update(
+                p, s, p, grad_fn=lambda q: q, prev_params=p
+            )
+        )(state, params)
+        for got, want in ((updates, params), (new_state, state)):
+            assert jax.tree.structure(got) == jax.tree.structure(want)
+            assert jax.tree.map(_aval, got) == jax.tree.map(_aval, want)
+
+
+def _aval(leaf):
+    leaf = jnp.asarray(leaf)
+    return (leaf.shape, leaf.dtype, leaf.aval.weak_type)
+
+
+def test_python_floats_as_params_are_carried_by_scan():
+    optimizer = mu2sgd(0.1)
+    state = optimizer.init({"a": 1.0})
+    assert not state[1].iterate["a"].aval.weak_type
+
+
+def test_params_and_state_can_both_be_donated():
+    optimizer = mu2sgd(0.1)
+    params = {"a": jnp.ones(3), "b": jnp.zeros((2, 2))}
+    prev_params = jax.tree.map(jnp.zeros_like, params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, prev_params):
+        updates, state = optimizer.update(
+            params, state, params, grad_fn=lambda p: p, prev_params=prev_params
+        )
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state, prev_params)
+    assert np.all(np.isfinite(params["a"]))
+    assert step._cache_size() == 1
+
+
+def test_storm_outside_the_trainer_says_what_is_missing():
+    worker, x = storm(), jnp.ones(2)
+    state = worker.init(x)
+    with pytest.raises(ValueError, match="needs grad_fn.*got no grad_fn, prev_params"):
+        worker.update(x, state, x)
+    with pytest.raises(ValueError, match="got no prev_params;"):
+        worker.update(x, state, x, grad_fn=lambda p: p)
+    with pytest.raises(ValueError, match="got no params;"):
+        worker.update(x, state, grad_fn=lambda p: p, prev_params=x)
+    with pytest.raises(ValueError, match="got no grad_fn, prev_params"):
+        mu2sgd(0.1).update(x, mu2sgd(0.1).init(x), x)
+    with pytest.raises(ValueError, match="needs the result of grad_fn"):
+        worker.update(x, state, x, grad_fn=lambda p: p[None], prev_params=x)
+    with pytest.raises(ValueError, match="needs the result of grad_fn"):
+        worker.update(x, state, x, grad_fn=lambda p: (p, {}), prev_params=x)
+
+
+def test_anytime_without_params():
+    server = anytime(optax.sgd(0.1))
+    with pytest.raises(ValueError, match="anytime needs params"):
+        server.update(jnp.ones(2), server.init(jnp.ones(2)))
+    with pytest.raises(ValueError, match="needs updates to have"):
+        server.update(jnp.ones((1, 2)), server.init(jnp.ones(2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: momentum(1.0), r"momentum needs 0 <= decay < 1, got decay=1\.0"),
+        (lambda: momentum(-0.1), r"got decay=-0\.1"),
+        (lambda: storm(0.0), r"storm needs 0 < beta <= 1, got beta=0\.0"),
+        (lambda: storm(1.5), r"got beta=1\.5"),
+        (lambda: storm(float("nan")), "got beta=nan"),
+        (lambda: anytime(optax.sgd(1.0), weight=0.0), r"got weight=0\.0"),
+        (lambda: anytime(optax.sgd(1.0), weight=np.inf), "got weight=inf"),
+        (lambda: anytime(optax.sgd(1.0), mixing=1.1), r"got mixing=1\.1"),
+        (lambda: mu2sgd(-1.0), r"got learning_rate=-1\.0"),
+        (lambda: mu2sgd(0.1, beta=2), "got beta=2"),
+        (lambda: mu2sgd_authors(-0.5), r"got learning_rate=-0\.5"),
+    ],
+)
+def test_numbers_out_of_range(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("optimizer", [momentum(), storm(), mu2sgd(0.1)])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, jnp.bool_])
+def test_leaves_that_are_not_real_floats(optimizer, dtype):
+    with pytest.raises(TypeError, match=r"floating-point leaves, got .* at \['b'\]"):
+        optimizer.init({"a": jnp.ones(2), "b": jnp.ones(2, dtype)})
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: storm("0.5"),
+        lambda: storm(True),
+        lambda: momentum([0.9]),
+        lambda: anytime(0.1),
+        lambda: anytime(optax.sgd(0.1), projection=1.0),
+    ],
+)
+def test_wrong_types(build):
+    with pytest.raises(TypeError, match="needs"):
+        build()
+
+
+def test_a_schedule_must_be_a_scalar():
+    worker, x = storm(lambda count: jnp.ones(2)), jnp.ones(2)
+    with pytest.raises(ValueError, match="scalar"):
+        worker.update(x, worker.init(x), x, grad_fn=lambda p: p, prev_params=x)
