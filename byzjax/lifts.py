@@ -1,0 +1,189 @@
+"""From a few lines of mathematics to an aggregator: the two families and the mixings.
+
+* `coordinatewise(name, reduce)`: a function of one leaf, along axis 0.
+* `geometric(name, weigh)`: weights of the workers from their m×m geometry.
+* `premixed(name, base, matrix)`: any rule after a linear mixing of the workers.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byzjax import base, stacked
+from byzjax.base import Aggregator
+
+
+def refuse_weights(name: str, weights: jax.Array | None) -> None:
+    """Says by name that a rule has no published weighted form."""
+    if weights is not None:
+        raise ValueError(
+            f"{name} has no weighted form, got weights of shape "
+            f"{jnp.shape(weights)}: rules that take weights are mean, median, "
+            "trimmed_mean, geometric_median and ctma over these"
+        )
+
+
+def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | None:
+    """Checks weights `[m]`; a worker whose weight is negative or not finite gets zero.
+
+    Weights are claims of the workers as much as gradients are, so a bad one must not
+    poison the rest.
+    """
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights)
+    if weights.shape != (m,):
+        raise ValueError(
+            f"{name} needs weights of shape (num_workers,) = ({m},), got "
+            f"{weights.shape}"
+        )
+    weights = weights.astype(stacked.accumulator_dtype(weights.dtype))
+    return jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
+
+
+def coordinatewise(
+    name: str,
+    reduce: Callable[..., jax.Array],
+    *,
+    check: base.Check | None = None,
+    weighted: bool = False,
+) -> Aggregator:
+    """Lifts a function of one leaf to an aggregator.
+
+    Args:
+      name: for error messages.
+      reduce: `[m, ...]` → `[...]`, in at least float32; called with `weights` `[m]` as
+        a second argument when the rule is weighted and weights are given.
+      check: raises if the rule cannot serve m workers.
+      weighted: whether `reduce` takes weights.
+    """
+
+    def update(updates, state, params=None, *, weights=None, **extra):
+        m = base.num_workers(updates)
+        if check is not None:
+            check(m)
+        if not weighted:
+            refuse_weights(name, weights)
+        checked = check_weights(name, weights, m)
+
+        def of_leaf(x):
+            rows = x.astype(stacked.accumulator_dtype(x.dtype))
+            args = () if checked is None else (checked.astype(rows.dtype),)
+            return reduce(rows, *args).astype(x.dtype)
+
+        return jax.tree.map(of_leaf, updates), state
+
+    return Aggregator(optax.init_empty_state, update)
+
+
+def geometric(
+    name: str,
+    weigh: Callable[..., jax.Array],
+    *,
+    check: base.Check | None = None,
+    weighted: bool = False,
+) -> Aggregator:
+    """Lifts a weighting of the workers to an aggregator: out = Σ weigh(geometry)_i x_i.
+
+    Args:
+      name: for error messages.
+      weigh: `Geometry` → weights `[m]`, or (`Geometry`, weights `[m]` or None) → `[m]`
+        for a weighted rule.
+      check: raises if the rule cannot serve m workers.
+      weighted: whether `weigh` takes weights.
+    """
+
+    def full(geometry, /, *, key=None, weights=None):
+        m = geometry.num_workers
+        if check is not None:
+            check(m)
+        if not weighted:
+            refuse_weights(name, weights)
+            return weigh(geometry)
+        return weigh(geometry, check_weights(name, weights, m))
+
+    return from_weigh(full)
+
+
+def from_weigh(weigh: base.Weigh) -> Aggregator:
+    """An aggregator from a full `weigh(geometry, key=, weights=)`."""
+
+    def update(updates, state, params=None, *, key=None, weights=None, **extra):
+        geometry = stacked.geometry(updates)
+        shares = weigh(geometry, key=key, weights=weights)
+        # Whatever a rule says of it, a row that is not finite never enters the sum.
+        shares = jnp.where(geometry.finite, shares, 0)
+        return stacked.weighted_sum(updates, shares), state
+
+    return Aggregator(optax.init_empty_state, update, weigh=weigh)
+
+
+def premixed(
+    name: str,
+    rule: Aggregator,
+    matrix: Callable[..., jax.Array],
+    *,
+    check: base.Check | None = None,
+    random: bool = False,
+    distances: bool = True,
+) -> Aggregator:
+    """A rule applied to y = W x, with W decided by the geometry of x.
+
+    Over a geometric rule the mixing happens in the geometry, and the whole is geometric
+    again; over any other rule the mixed stack is formed.
+
+    Args:
+      name: for error messages.
+      rule: the base.
+      matrix: `Geometry` → W `[n, m]`; called with a key as second argument if `random`.
+      check: raises if the wrapper cannot serve m workers.
+      random: whether `matrix` takes a key.
+      distances: whether `matrix` reads distances between workers; if not, it is given
+        a geometry of norms alone where that saves the pass for them.
+    """
+    check_aggregator(name, rule)
+
+    def mixing(geometry, key):
+        if check is not None:
+            check(geometry.num_workers)
+        if not random:
+            return matrix(geometry), key
+        own, inner = jax.random.split(base.check_key(name, key))
+        return matrix(geometry, own), inner
+
+    if rule.weigh is not None:
+        base_weigh = rule.weigh
+
+        def weigh(geometry, /, *, key=None, weights=None):
+            refuse_weights(name, weights)
+            w, key = mixing(geometry, key)
+            mixed = stacked.mix_geometry(geometry, w)
+            shares = base_weigh(mixed, key=key, weights=None)
+            return jnp.matmul(
+                jnp.where(mixed.finite, shares, 0),
+                w,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+
+        return from_weigh(weigh)
+
+    def update(updates, state, params=None, *, key=None, weights=None, **extra):
+        refuse_weights(name, weights)
+        measure = stacked.geometry if distances else stacked.norms
+        geometry = measure(updates)
+        w, key = mixing(geometry, key)
+        mixed = stacked.mix(updates, w, stacked.mixed_finite(geometry, w))
+        return rule.update(mixed, state, params, key=key, **extra)
+
+    return Aggregator(rule.init, update)
+
+
+def check_aggregator(name: str, rule: object) -> None:
+    """Says so when a meta-rule is given something that is no aggregator."""
+    if not isinstance(rule, Aggregator):
+        raise TypeError(
+            f"{name} needs an aggregator such as byzjax.median() as its base, got "
+            f"{rule!r}"
+        )

@@ -1,0 +1,375 @@
+"""All numerics on stacked trees: geometry, mixing, distances.
+
+Rules that weigh whole workers never look at single coordinates. They need the m×m
+`Geometry`, read from the stack in one pass, and end in one weighted sum, a second pass;
+whatever happens in between happens on m×m arrays.
+
+Poison-proof: a row with a non-finite entry, or with a norm above about 10^18 (whose
+square float32 cannot hold), is an outlier. Its distances are +inf, and a weighted sum
+*selects* before it multiplies, since 0·inf is NaN.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from byzjax import base, order
+
+# Columns per block of the Gram loop: a block of 17 rows stays in the L2 cache on CPU;
+# elsewhere blocks only bound the memory of the centred copy.
+_CPU_BLOCK = 4096
+_DEVICE_BLOCK = 1 << 20
+# A squared distance above this makes its row an outlier: sums of a few stay finite.
+_LARGEST_SQUARE = 1e36
+# The centre is taken to be far off when most workers are this much farther from it
+# (squared) than from some worker: distances would lose more than 1e-4.
+_FAR = 1e3
+_MAX_CENTERS = 3
+
+
+class Geometry(NamedTuple):
+    """Where the workers' rows lie relative to each other.
+
+    `gram` holds the inner products of x_i − c around a central row c, with one point
+    more, the *origin* (zero, or the centre of a rule that has one), in the last place.
+    Every point Σ a_i x_i with Σ a_i <= 1 is then a point of this plane: what is missing
+    to one sits at the origin. Centring is what makes small distances between large rows
+    exact: an uncentred Gram matrix cancels just when the honest workers agree.
+    """
+
+    gram: jax.Array  # [m + 1, m + 1], zero for rows that are not finite.
+    finite: jax.Array  # [m], bool.
+    squared_norms: jax.Array  # [m], distances to the origin, +inf if not finite.
+    squared_distances: jax.Array  # [m, m], +inf from and to rows that are not finite.
+
+    @property
+    def num_workers(self) -> int:
+        return self.finite.shape[0]
+
+
+def accumulator_dtype(dtype) -> Any:
+    """float32, or wider where the leaf is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def flat_rows(leaf: jax.Array) -> jax.Array:
+    """`[m, ...]` as `[m, n]`."""
+    return leaf.reshape(leaf.shape[0], -1)
+
+
+# --- the geometry -------------------------------------------------------------------
+
+
+def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry:
+    """Reads the geometry of a stack, in one pass over it in the ordinary case.
+
+    The rows are centred on the first one. If that one turns out to lie far from the
+    majority (as only an attacker's or a broken worker's does), the pass is repeated
+    around a better row, at most twice.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      origin: tree `[...]` that distances `squared_norms` are measured from; zero
+        when None.
+    """
+    base.num_workers(updates)
+    rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
+    origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
+    gram, squared_norms = _gram(rows, origins)
+    return _from_gram(gram, squared_norms)
+
+
+def norms(updates: base.Tree) -> Geometry:
+    """A geometry of norms alone: `gram` and `squared_distances` are empty `[0, 0]`."""
+    base.num_workers(updates)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), updates)
+    squared_norms = squared_distances_to_tree(updates, zero)
+    nothing = jnp.zeros((0, 0), squared_norms.dtype)
+    return Geometry(nothing, jnp.isfinite(squared_norms), squared_norms, nothing)
+
+
+def _from_gram(
+    gram: jax.Array, squared_norms: jax.Array | None, finite: jax.Array | None = None
+) -> Geometry:
+    """Masks the rows that are not finite and measures all distances."""
+    m = gram.shape[0] - 1
+    diagonal = jnp.diagonal(gram)
+    fits = diagonal[:m] < _LARGEST_SQUARE  # False for NaN.
+    if squared_norms is not None:
+        fits &= squared_norms < _LARGEST_SQUARE
+    finite = fits if finite is None else fits & finite
+    points = jnp.append(finite, True)
+    gram = jnp.where(points[:, None] & points[None, :], gram, 0)
+    diagonal = jnp.diagonal(gram)
+    distances = diagonal[:, None] + diagonal[None, :] - 2 * gram
+    distances = jnp.maximum(distances, 0) * (1 - jnp.eye(m + 1, dtype=gram.dtype))
+    if squared_norms is None:
+        squared_norms = distances[:m, m]
+    both = finite[:, None] & finite[None, :]
+    return Geometry(
+        gram,
+        finite,
+        jnp.where(finite, squared_norms, jnp.inf),
+        jnp.where(both, distances[:m, :m], jnp.inf),
+    )
+
+
+@jax.custom_jvp
+def _gram(
+    rows: list[jax.Array], origins: list[jax.Array] | None
+) -> tuple[jax.Array, jax.Array]:
+    """Gram matrix [m+1, m+1] around a central row, and squared norms [m]."""
+    return _centered_gram(rows, origins)[:2]
+
+
+@_gram.defjvp
+def _gram_jvp(primals, tangents):
+    # The centre is a constant here. That is exact for what the library makes of it:
+    # distances and affine combinations do not depend on the centre.
+    rows, origins = primals
+    row_tangents, origin_tangents = tangents
+    gram, squared_norms, center = _centered_gram(rows, origins)
+    points_dot = jnp.zeros_like(gram)
+    norms_dot = jnp.zeros_like(squared_norms)
+    for k, (x, x_dot) in enumerate(zip(rows, row_tangents, strict=True)):
+        dtype = gram.dtype
+        x, x_dot = x.astype(dtype), x_dot.astype(dtype)
+        c = x[center]
+        zero = jnp.zeros_like(c)
+        o = zero if origins is None else origins[k].astype(dtype)
+        o_dot = zero if origins is None else origin_tangents[k].astype(dtype)
+        y = jnp.concatenate([x - c[None], (o - c)[None]])
+        # 0·NaN would reach the finite rows through the transposed product.
+        y = jnp.where(jnp.isfinite(y), y, 0)
+        y_dot = jnp.concatenate([x_dot, o_dot[None]])
+        half = _dot(y_dot, y)
+        points_dot += half + half.T
+        z = y[:-1] - y[-1:]
+        norms_dot += 2 * jnp.sum(z * (x_dot - o_dot[None]), axis=1)
+    return (gram, squared_norms), (points_dot, norms_dot)
+
+
+def _centered_gram(rows, origins):
+    m = rows[0].shape[0]
+    majority = m // 2 + 1
+
+    def measure(center):
+        gram, norms = _gram_pass(rows, origins, center)
+        # How many centres were tried is bounded, so no attacker can stall a step.
+        diagonal = jnp.diagonal(gram)[:m]
+        finite = (diagonal < _LARGEST_SQUARE) & (norms < _LARGEST_SQUARE)
+        distances = diagonal[:, None] + diagonal[None, :] - 2 * gram[:m, :m]
+        both = finite[:, None] & finite[None, :]
+        distances = jnp.where(both, jnp.maximum(distances, 0), jnp.inf)
+        reach = jnp.sort(distances, axis=1)[:, majority - 1]
+        from_center = jnp.sort(jnp.where(finite, diagonal, jnp.inf))[majority - 1]
+        known = jnp.isfinite(jnp.min(reach))
+        far = ~known | (from_center > _FAR * jnp.min(reach))
+        # Without distances to choose by, the row of median norm: it is no farther out
+        # than some honest row.
+        norms = jnp.where(norms < _LARGEST_SQUARE, norms, jnp.inf)
+        by_norm = jnp.argsort(norms)[(majority - 1) // 2]
+        better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
+        return gram, norms, far & (better != center), better
+
+    def again(carry):
+        tries, _, _, _, far, _ = carry
+        return far & (tries < _MAX_CENTERS)
+
+    def step(carry):
+        tries, _, _, _, _, center = carry
+        gram, norms, far, better = measure(center)
+        return tries + 1, gram, norms, center, far, better
+
+    dtype = functools.reduce(
+        jnp.promote_types, (accumulator_dtype(x.dtype) for x in rows)
+    )
+    start = (
+        jnp.int32(0),
+        jnp.zeros((m + 1, m + 1), dtype),
+        jnp.zeros((m,), dtype),
+        jnp.int32(0),
+        jnp.asarray(True),
+        jnp.int32(0),
+    )
+    _, gram, norms, center, _, _ = lax.while_loop(again, step, start)
+    return gram, norms, center
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a bᵀ at full precision."""
+    return lax.dot_general(
+        a,
+        b,
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=a.dtype,
+    )
+
+
+def _gram_pass(rows, origins, center):
+    """One pass over the stack, centred on the row of index `center`."""
+    gram, norms = None, None
+    for k, x in enumerate(rows):
+        o = None if origins is None else origins[k]
+        part = lax.platform_dependent(
+            x,
+            *([] if o is None else [o]),
+            center,
+            cpu=functools.partial(_leaf_gram, block=_CPU_BLOCK),
+            default=functools.partial(_leaf_gram, block=_DEVICE_BLOCK),
+        )
+        if gram is None:
+            gram, norms = part
+        else:
+            wide = jnp.promote_types(gram.dtype, part[0].dtype)
+            gram = gram.astype(wide) + part[0].astype(wide)
+            norms = norms.astype(wide) + part[1].astype(wide)
+    return gram, norms
+
+
+def _leaf_gram(x, *rest, block):
+    """Gram matrix and squared norms of one leaf [m, n], in blocks of columns."""
+    *origin, center = rest
+    m, n = x.shape
+    dtype = accumulator_dtype(x.dtype)
+
+    def of_block(x, o):
+        x = x.astype(dtype)
+        c = x[center]
+        o = jnp.zeros_like(c) if o is None else o.astype(dtype)
+        y = jnp.concatenate([x - c[None], (o - c)[None]])
+        z = x - o[None]
+        return _dot(y, y), jnp.sum(z * z, axis=1)
+
+    whole = n // block
+    totals = jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((m,), dtype)
+
+    def step(i, totals):
+        at = i * block
+        o = lax.dynamic_slice(origin[0], (at,), (block,)) if origin else None
+        part = of_block(lax.dynamic_slice(x, (0, at), (m, block)), o)
+        return totals[0] + part[0], totals[1] + part[1]
+
+    if whole:
+        totals = lax.fori_loop(0, whole, step, totals)
+    if whole * block < n:
+        o = origin[0][whole * block :] if origin else None
+        part = of_block(x[:, whole * block :], o)
+        totals = totals[0] + part[0], totals[1] + part[1]
+    return totals
+
+
+# --- the plane of the geometry --------------------------------------------------------
+
+
+def point(weights: jax.Array) -> jax.Array:
+    """Weights [m] as a point [m + 1]: what is missing to one sits at the origin."""
+    return jnp.append(weights, 1 - jnp.sum(weights))
+
+
+def squared_distances_to(geometry: Geometry, weights: jax.Array) -> jax.Array:
+    """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite."""
+    a = point(weights)
+    towards = _matvec(geometry.gram, a)
+    distances = jnp.vdot(a, towards) - 2 * towards + jnp.diagonal(geometry.gram)
+    return jnp.where(geometry.finite, jnp.maximum(distances[:-1], 0), jnp.inf)
+
+
+def mix_geometry(geometry: Geometry, matrix: jax.Array) -> Geometry:
+    """The geometry of y = `matrix` x, without touching the coordinates.
+
+    Args:
+      geometry: of x, m workers.
+      matrix: `[n, m]`; rows may sum to less than one, the rest is at the origin.
+
+    Returns:
+      Geometry of n workers. y_i is finite if all rows that enter it are.
+    """
+    finite = mixed_finite(geometry, matrix)
+    rest = 1 - jnp.sum(matrix, axis=1)
+    last = jnp.zeros((1, matrix.shape[1] + 1), matrix.dtype).at[0, -1].set(1)
+    points = jnp.concatenate(
+        [jnp.concatenate([matrix, rest[:, None]], axis=1), last], axis=0
+    )
+    half = _dot(points, geometry.gram)
+    gram = _dot(half, points)
+    gram = (gram + gram.T) / 2
+    return _from_gram(gram, None, finite)
+
+
+def mixed_finite(geometry: Geometry, matrix: jax.Array) -> jax.Array:
+    """Which rows [n] of `matrix` x read finite rows of x only."""
+    return ~jnp.any((matrix != 0) & ~geometry.finite[None, :], axis=1)
+
+
+def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
+
+
+# --- passes over the stack ------------------------------------------------------------
+
+
+def weighted_sum(
+    updates: base.Tree, weights: jax.Array, *, origin: base.Tree | None = None
+) -> base.Tree:
+    """Σ weights_i x_i, plus what the weights lack to one times the origin.
+
+    A row of weight zero is not read into the sum at all.
+    """
+
+    def of_leaf(x, o):
+        dtype = accumulator_dtype(x.dtype)
+        w = weights.astype(dtype)
+        terms = [
+            jnp.where(w[i] != 0, w[i] * x[i].astype(dtype), 0)
+            for i in range(x.shape[0])
+        ]
+        if o is not None:
+            terms.append((1 - jnp.sum(w)) * o.astype(dtype))
+        return order.row_sum(terms).astype(x.dtype)
+
+    if origin is None:
+        return jax.tree.map(lambda x: of_leaf(x, None), updates)
+    return jax.tree.map(of_leaf, updates, origin)
+
+
+def mix(updates: base.Tree, matrix: jax.Array, finite: jax.Array) -> base.Tree:
+    """The stack y = `matrix` x of n rows; rows that are not finite become NaN.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      matrix: `[n, m]`.
+      finite: `[n]`, from `mixed_finite`.
+    """
+    read = jnp.any(matrix != 0, axis=0)
+    matrix = jnp.where(finite[:, None], matrix, 0)
+
+    def of_leaf(x):
+        dtype = accumulator_dtype(x.dtype)
+        rows = flat_rows(x).astype(dtype)
+        rows = jnp.where(read[:, None] & jnp.isfinite(rows), rows, 0)
+        mixed = jnp.matmul(matrix.astype(dtype), rows, precision=lax.Precision.HIGHEST)
+        mixed = jnp.where(finite[:, None], mixed, jnp.nan)
+        return mixed.astype(x.dtype).reshape(matrix.shape[0], *x.shape[1:])
+
+    return jax.tree.map(of_leaf, updates)
+
+
+def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Array:
+    """‖x_k − center‖² [m] over the whole tree, +inf where it is not finite."""
+    total: Any = 0.0
+    for x, c in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True):
+        dtype = accumulator_dtype(x.dtype)
+        gap = flat_rows(x).astype(dtype) - c.ravel().astype(dtype)[None]
+        total = total + jnp.sum(gap * gap, axis=1)
+    return jnp.where(total < _LARGEST_SQUARE, total, jnp.inf)
+
+
+def nearest(distances: jax.Array, count: int) -> jax.Array:
+    """Marks the `count` smallest of `[m]` with 1.0, the rest 0.0; lowest index first."""
+    chosen = jnp.argsort(distances, stable=True)[:count]
+    return jnp.zeros_like(distances).at[chosen].set(1)
