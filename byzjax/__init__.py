@@ -5,11 +5,27 @@ from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
 from byzjax.aggregators.meta import bucketing, ctma, nnm
 from byzjax.base import Aggregator, Attack, with_key
+from byzjax.training import Metrics, Trainer, TrainState, trainer
+from byzjax.transforms import (
+    anytime,
+    authors_beta,
+    authors_mixing,
+    momentum,
+    mu2sgd,
+    mu2sgd_authors,
+    storm,
+)
 
 __all__ = [
     "Aggregator",
     "Attack",
     "CenteredClippingState",
+    "Metrics",
+    "TrainState",
+    "Trainer",
+    "anytime",
+    "authors_beta",
+    "authors_mixing",
     "bucketing",
     "centered_clipping",
     "ctma",
@@ -17,8 +33,13 @@ __all__ = [
     "krum",
     "mean",
     "median",
+    "momentum",
+    "mu2sgd",
+    "mu2sgd_authors",
     "multi_krum",
     "nnm",
+    "storm",
+    "trainer",
     "trimmed_mean",
     "with_key",
 ]
