@@ -1,5 +1,6 @@
 """Byzantine-robust training in JAX: aggregators, attacks, μ²-SGD."""
 
+from byzjax import attacks
 from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
 from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
@@ -24,6 +25,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "anytime",
+    "attacks",
     "authors_beta",
     "authors_mixing",
     "bucketing",

@@ -1,0 +1,111 @@
+"""What attacks share: one message for all Byzantine workers, and honest statistics.
+
+Messages are computed in at least float32 and cast to the leaf's dtype once, at the end.
+Honest rows are read leaf by leaf, as sums of rows that XLA fuses into one pass.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from byzjax import base, order, stacked
+from byzjax.base import Attack, Tree
+
+
+def one_message(
+    message: Callable[[Tree, int], Tree], *, num_byzantine: int | None
+) -> Attack:
+    """Lifts `message(honest, f)` → tree `[...]`, sent by all f, to an attack."""
+
+    def forge(honest, own, state, *, num_byzantine, key=None, params=None, **extra):
+        sent = message(honest, num_byzantine)
+        return to_rows(sent, honest, num_byzantine), state
+
+    return Attack(forge, num_byzantine=num_byzantine)
+
+
+def to_rows(message: Tree, honest: Tree, f: int) -> Tree:
+    """f copies of a message `[...]`, in the dtypes of the honest rows: `[f, ...]`."""
+
+    def of_leaf(one, rows):
+        return jnp.broadcast_to(one.astype(rows.dtype)[None], (f, *one.shape))
+
+    return jax.tree.map(of_leaf, message, honest)
+
+
+def wide(leaf: jax.Array) -> jax.Array:
+    """At least float32."""
+    return leaf.astype(stacked.accumulator_dtype(leaf.dtype))
+
+
+def number(value: Any, leaf: jax.Array) -> jax.Array:
+    """A strength, traced or not, in the dtype that goes with a wide leaf."""
+    return jnp.asarray(value).astype(leaf.dtype)
+
+
+def mean(honest: Tree) -> Tree:
+    """Mean of the honest rows, leaves `[...]`, at least float32."""
+
+    def of_leaf(x):
+        rows = [wide(x[i]) for i in range(x.shape[0])]
+        return order.row_sum(rows) / len(rows)
+
+    return jax.tree.map(of_leaf, honest)
+
+
+def std(honest: Tree, center: Tree, *, ddof: int) -> Tree:
+    """Standard deviation per coordinate around the mean `center`, `[...]`."""
+
+    def of_leaf(x, c):
+        gaps = [wide(x[i]) - c for i in range(x.shape[0])]
+        return jnp.sqrt(order.row_sum([gap * gap for gap in gaps]) / (len(gaps) - ddof))
+
+    return jax.tree.map(of_leaf, honest, center)
+
+
+def check_spread(name: str, honest: Tree, ddof: int) -> None:
+    """Says so when there are too few honest workers for a standard deviation."""
+    h = base.num_workers(honest)
+    if not h > ddof:
+        raise ValueError(
+            f"{name} needs more than ddof honest workers to measure their spread, got "
+            f"{h} honest workers and ddof={ddof}"
+        )
+
+
+def shifted(center: Tree, strength: Any, direction: Tree) -> Tree:
+    """center + strength·direction, leaf by leaf."""
+    return jax.tree.map(lambda c, d: c + number(strength, c) * d, center, direction)
+
+
+def norm(tree: Tree) -> jax.Array:
+    """Euclidean norm over the whole tree, in the widest dtype of its leaves."""
+    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree)))
+    squares = [jnp.sum(x * x).astype(dtype) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(order.row_sum(squares))
+
+
+def choice(name: str, allowed: tuple[str, ...], **value: Any) -> None:
+    """Checks that the one keyword given is one of the words allowed."""
+    ((keyword, word),) = value.items()
+    if word not in allowed:
+        words = " or ".join(repr(other) for other in allowed)
+        raise ValueError(
+            f"{name} needs {keyword} to be {words}, got {keyword}={word!r}"
+        )
+
+
+Direction = Literal["negative", "positive"]
+
+
+def sign_of(name: str, direction: Direction) -> float:
+    """−1 or +1."""
+    choice(name, ("negative", "positive"), direction=direction)
+    return -1.0 if direction == "negative" else 1.0
+
+
+def any_number(name: str, **value: Any) -> None:
+    """Checks the one keyword given: a finite number of either sign, or traced."""
+    base.check_number(name, minimum=float("-inf"), **value)
