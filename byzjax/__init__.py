@@ -1,6 +1,6 @@
 """Byzantine-robust training in JAX: aggregators, attacks, μ²-SGD."""
 
-from byzjax import attacks
+from byzjax import attacks, partition, poisoning
 from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
 from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
@@ -40,6 +40,8 @@ __all__ = [
     "mu2sgd_authors",
     "multi_krum",
     "nnm",
+    "partition",
+    "poisoning",
     "storm",
     "trainer",
     "trimmed_mean",

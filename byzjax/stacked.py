@@ -10,18 +10,15 @@ square float32 cannot hold), is an outlier. Its distances are +inf, and a weight
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from byzjax import base, order
+from byzjax import base, columns, order
+from byzjax.columns import accumulator_dtype, flat_rows
 
-# Columns per block of the Gram loop: a block of 17 rows stays in the L2 cache on CPU;
-# elsewhere blocks only bound the memory of the centred copy.
-_CPU_BLOCK = 4096
-_DEVICE_BLOCK = 1 << 20
 # A squared distance above this makes its row an outlier: sums of a few stay finite.
 _LARGEST_SQUARE = 1e36
 # The centre is taken to be far off when most workers are this much farther from it
@@ -48,16 +45,6 @@ class Geometry(NamedTuple):
     @property
     def num_workers(self) -> int:
         return self.finite.shape[0]
-
-
-def accumulator_dtype(dtype) -> Any:
-    """float32, or wider where the leaf is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def flat_rows(leaf: jax.Array) -> jax.Array:
-    """`[m, ...]` as `[m, n]`."""
-    return leaf.reshape(leaf.shape[0], -1)
 
 
 # --- the geometry -------------------------------------------------------------------
@@ -157,23 +144,28 @@ def _centered_gram(rows, origins):
     majority = m // 2 + 1
 
     def measure(center):
-        gram, norms = _gram_pass(rows, origins, center)
+        gram, squared_norms = _gram_pass(rows, origins, center)
         # How many centres were tried is bounded, so no attacker can stall a step.
         diagonal = jnp.diagonal(gram)[:m]
-        finite = (diagonal < _LARGEST_SQUARE) & (norms < _LARGEST_SQUARE)
+        finite = (diagonal < _LARGEST_SQUARE) & (squared_norms < _LARGEST_SQUARE)
         distances = diagonal[:, None] + diagonal[None, :] - 2 * gram[:m, :m]
         both = finite[:, None] & finite[None, :]
         distances = jnp.where(both, jnp.maximum(distances, 0), jnp.inf)
         reach = jnp.sort(distances, axis=1)[:, majority - 1]
+        # A far centre blurs these distances, and a row planted within the blur would
+        # look as central as an honest one. Norms are not blurred: of the smaller half
+        # none is larger than every honest row, so the next centre is near enough.
+        norms = jnp.where(squared_norms < _LARGEST_SQUARE, squared_norms, jnp.inf)
+        small = norms <= jnp.sort(norms)[majority - 1]
+        reach = jnp.where(small, reach, jnp.inf)
         from_center = jnp.sort(jnp.where(finite, diagonal, jnp.inf))[majority - 1]
         known = jnp.isfinite(jnp.min(reach))
         far = ~known | (from_center > _FAR * jnp.min(reach))
         # Without distances to choose by, the row of median norm: it is no farther out
         # than some honest row.
-        norms = jnp.where(norms < _LARGEST_SQUARE, norms, jnp.inf)
         by_norm = jnp.argsort(norms)[(majority - 1) // 2]
         better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
-        return gram, norms, far & (better != center), better
+        return gram, squared_norms, far & (better != center), better
 
     def again(carry):
         tries, _, _, _, far, _ = carry
@@ -212,55 +204,25 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _gram_pass(rows, origins, center):
     """One pass over the stack, centred on the row of index `center`."""
-    gram, norms = None, None
-    for k, x in enumerate(rows):
-        o = None if origins is None else origins[k]
-        part = lax.platform_dependent(
-            x,
-            *([] if o is None else [o]),
-            center,
-            cpu=functools.partial(_leaf_gram, block=_CPU_BLOCK),
-            default=functools.partial(_leaf_gram, block=_DEVICE_BLOCK),
-        )
-        if gram is None:
-            gram, norms = part
-        else:
-            wide = jnp.promote_types(gram.dtype, part[0].dtype)
-            gram = gram.astype(wide) + part[0].astype(wide)
-            norms = norms.astype(wide) + part[1].astype(wide)
-    return gram, norms
 
-
-def _leaf_gram(x, *rest, block):
-    """Gram matrix and squared norms of one leaf [m, n], in blocks of columns."""
-    *origin, center = rest
-    m, n = x.shape
-    dtype = accumulator_dtype(x.dtype)
-
-    def of_block(x, o):
+    def of_block(x, *rest):
+        *o, center = rest
+        dtype = accumulator_dtype(x.dtype)
         x = x.astype(dtype)
         c = x[center]
-        o = jnp.zeros_like(c) if o is None else o.astype(dtype)
+        o = o[0].astype(dtype) if o else jnp.zeros_like(c)
         y = jnp.concatenate([x - c[None], (o - c)[None]])
         z = x - o[None]
         return _dot(y, y), jnp.sum(z * z, axis=1)
 
-    whole = n // block
-    totals = jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((m,), dtype)
-
-    def step(i, totals):
-        at = i * block
-        o = lax.dynamic_slice(origin[0], (at,), (block,)) if origin else None
-        part = of_block(lax.dynamic_slice(x, (0, at), (m, block)), o)
-        return totals[0] + part[0], totals[1] + part[1]
-
-    if whole:
-        totals = lax.fori_loop(0, whole, step, totals)
-    if whole * block < n:
-        o = origin[0][whole * block :] if origin else None
-        part = of_block(x[:, whole * block :], o)
-        totals = totals[0] + part[0], totals[1] + part[1]
-    return totals
+    vectors = [()] * len(rows) if origins is None else [(o,) for o in origins]
+    parts = [
+        columns.fold(of_block, x, *o, scalars=(center,))
+        for x, o in zip(rows, vectors, strict=True)
+    ]
+    return columns.total([gram for gram, _ in parts]), columns.total(
+        [norms for _, norms in parts]
+    )
 
 
 # --- the plane of the geometry --------------------------------------------------------
@@ -325,7 +287,7 @@ def weighted_sum(
         dtype = accumulator_dtype(x.dtype)
         w = weights.astype(dtype)
         terms = [
-            jnp.where(w[i] != 0, w[i] * x[i].astype(dtype), 0)
+            w[i] * jnp.where(w[i] != 0, x[i].astype(dtype), 0)
             for i in range(x.shape[0])
         ]
         if o is not None:
@@ -345,27 +307,37 @@ def mix(updates: base.Tree, matrix: jax.Array, finite: jax.Array) -> base.Tree:
       matrix: `[n, m]`.
       finite: `[n]`, from `mixed_finite`.
     """
+    n = matrix.shape[0]
     read = jnp.any(matrix != 0, axis=0)
     matrix = jnp.where(finite[:, None], matrix, 0)
 
+    def of_block(rows, matrix, read, finite):
+        dtype = accumulator_dtype(rows.dtype)
+        rows = rows.astype(dtype)
+        clean = jnp.where(read[:, None] & jnp.isfinite(rows), rows, 0)
+        mixed = jnp.matmul(matrix.astype(dtype), clean, precision=lax.Precision.HIGHEST)
+        return jnp.where(finite[:, None], mixed, jnp.nan)
+
     def of_leaf(x):
-        dtype = accumulator_dtype(x.dtype)
-        rows = flat_rows(x).astype(dtype)
-        rows = jnp.where(read[:, None] & jnp.isfinite(rows), rows, 0)
-        mixed = jnp.matmul(matrix.astype(dtype), rows, precision=lax.Precision.HIGHEST)
-        mixed = jnp.where(finite[:, None], mixed, jnp.nan)
-        return mixed.astype(x.dtype).reshape(matrix.shape[0], *x.shape[1:])
+        mixed = columns.map_columns(of_block, n, flat_rows(x), matrix, read, finite)
+        return mixed.astype(x.dtype).reshape(n, *x.shape[1:])
 
     return jax.tree.map(of_leaf, updates)
 
 
 def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Array:
     """‖x_k − center‖² [m] over the whole tree, +inf where it is not finite."""
-    total: Any = 0.0
-    for x, c in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True):
+
+    def of_block(x, c):
         dtype = accumulator_dtype(x.dtype)
-        gap = flat_rows(x).astype(dtype) - c.ravel().astype(dtype)[None]
-        total = total + jnp.sum(gap * gap, axis=1)
+        gap = x.astype(dtype) - c.astype(dtype)[None]
+        return jnp.sum(gap * gap, axis=1)
+
+    parts = [
+        columns.fold(of_block, flat_rows(x), c.ravel())
+        for x, c in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True)
+    ]
+    total = columns.total(parts)
     return jnp.where(total < _LARGEST_SQUARE, total, jnp.inf)
 
 

@@ -1,0 +1,114 @@
+"""Passes over the coordinates of a stack, in blocks of columns.
+
+A pass reads every block once, does all it has to do while the block is in cache, and
+keeps sums or writes columns; no second copy of the stack is made.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from byzjax import order
+
+# Loops over blocks of columns keep a block of the stack in cache on CPU; elsewhere they
+# only bound the memory of what is computed from it. In elements, not columns.
+_CPU_BLOCK = 1 << 18
+_DEVICE_BLOCK = 1 << 25
+
+
+def accumulator_dtype(dtype) -> Any:
+    """float32, or wider where the leaf is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def flat_rows(leaf: jax.Array) -> jax.Array:
+    """`[m, ...]` as `[m, n]`."""
+    return leaf.reshape(leaf.shape[0], -1)
+
+
+def total(parts: list[jax.Array]) -> jax.Array:
+    """The sum of arrays of perhaps different widths, in the widest."""
+    dtype = functools.reduce(jnp.promote_types, (part.dtype for part in parts))
+    return order.row_sum([part.astype(dtype) for part in parts])
+
+
+def _by_platform(function, *args):
+    """Calls function(*args, elements=...) with the platform's block size."""
+    return lax.platform_dependent(
+        *args,
+        cpu=functools.partial(function, elements=_CPU_BLOCK),
+        default=functools.partial(function, elements=_DEVICE_BLOCK),
+    )
+
+
+def _block_columns(m: int, elements: int) -> int:
+    return max(128, 1 << (max(1, elements // m).bit_length() - 1))
+
+
+def fold(of_block, x, *vectors, scalars=()):
+    """Sums `of_block` over blocks of columns.
+
+    Args:
+      of_block: (`[m, b]`, `[b]` of each vector, scalars) → tree of sums.
+      x: `[m, n]`.
+      *vectors: `[n]` each.
+      scalars: passed on to `of_block`.
+    """
+
+    def whole_pass(x, *rest, elements):
+        vectors, scalars = rest[: len(rest) - count], rest[len(rest) - count :]
+        m, n = x.shape
+        block = _block_columns(m, elements)
+
+        def at(start, size):
+            return of_block(
+                lax.dynamic_slice_in_dim(x, start, size, axis=1),
+                *(lax.dynamic_slice_in_dim(v, start, size) for v in vectors),
+                *scalars,
+            )
+
+        whole = n // block
+        total = jax.tree.map(
+            lambda part: jnp.zeros(part.shape, part.dtype),
+            jax.eval_shape(lambda: at(0, min(n, block))),
+        )
+        if whole:
+            total = lax.fori_loop(
+                0,
+                whole,
+                lambda i, t: jax.tree.map(jnp.add, t, at(i * block, block)),
+                total,
+            )
+        if whole * block < n:
+            last = at(whole * block, n - whole * block)
+            total = jax.tree.map(jnp.add, total, last)
+        return total
+
+    count = len(scalars)
+    return _by_platform(whole_pass, x, *vectors, *scalars)
+
+
+def map_columns(of_block, num_rows, x, *scalars):
+    """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side."""
+
+    def whole_pass(x, *scalars, elements):
+        m, n = x.shape
+        block = _block_columns(m, elements)
+        if n <= block:
+            return of_block(x, *scalars)
+
+        def step(i, out):
+            # The last block may overlap the one before, and writes the same again.
+            start = jnp.minimum(i * block, n - block)
+            columns = lax.dynamic_slice_in_dim(x, start, block, axis=1)
+            return lax.dynamic_update_slice_in_dim(
+                out, of_block(columns, *scalars), start, axis=1
+            )
+
+        out = jnp.zeros((num_rows, n), jax.eval_shape(of_block, x, *scalars).dtype)
+        return lax.fori_loop(0, -(-n // block), step, out)
+
+    return _by_platform(whole_pass, x, *scalars)

@@ -1,0 +1,1 @@
+"""Experiments with byzjax: public API only."""
