@@ -341,6 +341,12 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
     return jnp.where(total < _LARGEST_SQUARE, total, jnp.inf)
 
 
+def normalized(weights: jax.Array) -> jax.Array:
+    """Weights `[m]` over their sum; zeros stay zeros, with finite derivatives."""
+    total = jnp.sum(weights)
+    return weights / jnp.where(total > 0, total, 1)
+
+
 def nearest(distances: jax.Array, count: int) -> jax.Array:
     """Marks the `count` smallest of `[m]` with 1.0, the rest 0.0; lowest index first."""
     chosen = jnp.argsort(distances, stable=True)[:count]

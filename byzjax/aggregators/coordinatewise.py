@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from byzjax import base, lifts, order
+from byzjax import base, lifts, order, stacked
 from byzjax.base import Aggregator
 
 
@@ -37,7 +37,7 @@ def mean() -> Aggregator:
 
     def weigh(geometry, weights):
         shares = jnp.where(geometry.finite, 1.0 if weights is None else weights, 0)
-        return shares / jnp.maximum(jnp.sum(shares), jnp.finfo(shares.dtype).tiny)
+        return stacked.normalized(shares)
 
     plain = lifts.coordinatewise("mean", reduce, weighted=True)
     # Inside a meta-rule the mean is a weighting like any other, of the finite rows.

@@ -76,7 +76,7 @@ def geometric_median(
         prior = jnp.ones((m,), geometry.gram.dtype) if weights is None else weights
         prior = jnp.where(geometry.finite, prior.astype(geometry.gram.dtype), 0)
         if init == "mean":
-            start = prior / jnp.maximum(jnp.sum(prior), jnp.finfo(prior.dtype).tiny)
+            start = stacked.normalized(prior)
         else:  # At the origin: zero, or the coordinate-wise median.
             start = jnp.zeros_like(prior)
         return _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance)
@@ -129,16 +129,20 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
             pull = jnp.where(meets, 0, prior / distance)
             own = jnp.sum(jnp.where(meets, prior, 0))
             others = jnp.sum(pull)
-        target = pull / jnp.maximum(others, tiny)
+        target = stacked.normalized(pull)
         if smoothing:
             new = target
         else:
             force = stacked.point(target) - a
-            force = others * jnp.sqrt(
-                jnp.maximum(jnp.vdot(force, jnp.matmul(gram, force)), 0) + tiny
+            force = jnp.vdot(force, jnp.matmul(gram, force))
+            # Selected before the root and the quotient, so that derivatives are finite
+            # where all rows meet.
+            pulled = force > tiny
+            force = jnp.where(pulled, others * jnp.sqrt(jnp.where(pulled, force, 1)), 0)
+            leaves = (own > 0) & (force > own)
+            stay = jnp.where(
+                leaves, own / jnp.where(leaves, force, 1), jnp.where(own > 0, 1.0, 0.0)
             )
-            stay = jnp.where(others > 0, jnp.minimum(own / force, 1), 1)
-            stay = jnp.where(own > 0, stay, 0)
             new = target + stay * (shares - target)
         if tolerance is None:
             return new, done
