@@ -29,7 +29,8 @@ def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | N
     """Checks weights `[m]`; a worker whose weight is negative or not finite gets zero.
 
     Weights are claims of the workers as much as gradients are, so a bad one must not
-    poison the rest.
+    poison the rest. The largest is scaled to one, which no rule can tell, so that their
+    sum is finite. Where no worker has a weight, all count the same.
     """
     if weights is None:
         return None
@@ -40,7 +41,11 @@ def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | N
             f"{weights.shape}"
         )
     weights = weights.astype(stacked.accumulator_dtype(weights.dtype))
-    return jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
+    weights = jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
+    # First out of the range where the reciprocal of the largest would underflow.
+    weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)
+    largest = jnp.max(weights)
+    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), 1)
 
 
 def coordinatewise(
