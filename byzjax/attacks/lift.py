@@ -26,6 +26,37 @@ def one_message(
     return Attack(forge, num_byzantine=num_byzantine)
 
 
+def rows(
+    sent: Callable[[Tree, int, jax.Array | None], Tree], *, num_byzantine: int | None
+) -> Attack:
+    """Lifts `sent(honest, f, key)` → tree `[f, ...]`, a message each, to an attack."""
+
+    def forge(honest, own, state, *, num_byzantine, key=None, params=None, **extra):
+        forged = sent(honest, num_byzantine, key)
+        return jax.tree.map(lambda b, x: b.astype(x.dtype), forged, honest), state
+
+    return Attack(forge, num_byzantine=num_byzantine)
+
+
+def draw(
+    name: str,
+    honest: Tree,
+    f: int,
+    key: jax.Array | None,
+    sample: Callable[..., jax.Array],
+    *,
+    exact: bool = False,
+) -> Tree:
+    """Independent draws `[f, ...]`, one key a leaf, at least float32 unless `exact`."""
+    leaves, structure = jax.tree.flatten(honest)
+    keys = jax.random.split(base.check_key(name, key), len(leaves))
+    drawn = []
+    for i, x in enumerate(leaves):
+        dtype = x.dtype if exact else stacked.accumulator_dtype(x.dtype)
+        drawn.append(sample(keys[i], (f, *x.shape[1:]), dtype))
+    return jax.tree.unflatten(structure, drawn)
+
+
 def to_rows(message: Tree, honest: Tree, f: int) -> Tree:
     """f copies of a message `[...]`, in the dtypes of the honest rows: `[f, ...]`."""
 
@@ -80,11 +111,26 @@ def shifted(center: Tree, strength: Any, direction: Tree) -> Tree:
     return jax.tree.map(lambda c, d: c + number(strength, c) * d, center, direction)
 
 
+def dots(honest: Tree, direction: Tree) -> jax.Array:
+    """⟨x_i, direction⟩ [h] over the whole tree."""
+    products = [
+        jnp.sum(wide(stacked.flat_rows(x)) * d.ravel()[None], axis=1)
+        for x, d in zip(
+            jax.tree.leaves(honest), jax.tree.leaves(direction), strict=True
+        )
+    ]
+    return total(products)
+
+
+def total(parts: list[jax.Array]) -> jax.Array:
+    """The sum of one number (or vector) a leaf, in the widest of their dtypes."""
+    dtype = jnp.result_type(*(part.dtype for part in parts))
+    return order.row_sum([part.astype(dtype) for part in parts])
+
+
 def norm(tree: Tree) -> jax.Array:
-    """Euclidean norm over the whole tree, in the widest dtype of its leaves."""
-    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree)))
-    squares = [jnp.sum(x * x).astype(dtype) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(order.row_sum(squares))
+    """Euclidean norm over the whole tree."""
+    return jnp.sqrt(total([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
 
 
 def choice(name: str, allowed: tuple[str, ...], **value: Any) -> None:

@@ -67,6 +67,50 @@ def sign_flip(
     return Attack(forge, needs_own=True, num_byzantine=num_byzantine)
 
 
+def scaled_sign_flip(
+    scale: jax.typing.ArrayLike = 1.0, *, num_byzantine: int | None = None
+) -> Attack:
+    r"""Scaled sign flip: the Byzantine messages cancel the honest ones.
+
+    .. math:: b_i = -c\, \frac{h}{f} \cdot \frac{1}{h} \sum_{j \text{ honest}} x_j
+
+    With c = 1 the plain mean of all messages is zero and an averaging server stands
+    still; with c > 1 it moves backwards. Equal to `ipm(c * h / f)`.
+
+    Args:
+      scale: c >= 0; may be traced.
+      num_byzantine: f, for use as a link of `optax.chain`; a trainer passes its own.
+
+    Returns:
+      An `Attack`.
+
+    Raises:
+      ValueError: a negative or non-finite c.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[1.0], [3.0], [5.0]])
+      >>> attack = byzjax.attacks.scaled_sign_flip()
+      >>> print(attack.apply(rows, num_byzantine=1).ravel())
+      [ 1.  3. -4.]
+
+    Reference:
+      Xie, Koyejo, Gupta: Fall of Empires, 2020, https://arxiv.org/abs/1903.03936, with
+      the strength that stops a mean.
+    """
+    base.check_number("scaled_sign_flip", scale=scale)
+
+    def message(honest, f):
+        ratio = base.num_workers(honest) / f
+
+        def of_leaf(mu):
+            return -(lift.number(scale, mu) * ratio * mu)
+
+        return jax.tree.map(of_leaf, lift.mean(honest))
+
+    return lift.one_message(message, num_byzantine=num_byzantine)
+
+
 def ipm(
     scale: jax.typing.ArrayLike = 0.5, *, num_byzantine: int | None = None
 ) -> Attack:
@@ -169,9 +213,7 @@ def alie(
         strength = _alie_strength(h, f, quantile) if z is None else z
         mu = lift.mean(honest)
         sigma = lift.std(honest, mu, ddof=ddof)
-        return jax.tree.map(
-            lambda c, s: c + sign * lift.number(strength, c) * s, mu, sigma
-        )
+        return lift.shifted(mu, sign * strength, sigma)
 
     return lift.one_message(message, num_byzantine=num_byzantine)
 
