@@ -5,6 +5,7 @@ from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
 from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
 from byzjax.aggregators.meta import bucketing, ctma, nnm
+from byzjax.aggregators.nearest import aksel, cge, meamed, medoid, monna, phocas
 from byzjax.base import Aggregator, Attack, with_key
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (
@@ -24,23 +25,29 @@ __all__ = [
     "Metrics",
     "TrainState",
     "Trainer",
+    "aksel",
     "anytime",
     "attacks",
     "authors_beta",
     "authors_mixing",
     "bucketing",
     "centered_clipping",
+    "cge",
     "ctma",
     "geometric_median",
     "krum",
+    "meamed",
     "mean",
     "median",
+    "medoid",
     "momentum",
+    "monna",
     "mu2sgd",
     "mu2sgd_authors",
     "multi_krum",
     "nnm",
     "partition",
+    "phocas",
     "poisoning",
     "storm",
     "trainer",

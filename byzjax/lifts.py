@@ -89,6 +89,7 @@ def geometric(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
+    distances: bool = True,
 ) -> Aggregator:
     """Lifts a weighting of the workers to an aggregator: out = Σ weigh(geometry)_i x_i.
 
@@ -98,6 +99,8 @@ def geometric(
         for a weighted rule.
       check: raises if the rule cannot serve m workers.
       weighted: whether `weigh` takes weights.
+      distances: whether `weigh` reads distances between workers; if not, it is given a
+        geometry of norms alone where that saves the pass for them.
     """
 
     def full(geometry, /, *, key=None, weights=None):
@@ -109,14 +112,14 @@ def geometric(
             return weigh(geometry)
         return weigh(geometry, check_weights(name, weights, m))
 
-    return from_weigh(full)
+    return from_weigh(full, distances=distances)
 
 
-def from_weigh(weigh: base.Weigh) -> Aggregator:
+def from_weigh(weigh: base.Weigh, *, distances: bool = True) -> Aggregator:
     """An aggregator from a full `weigh(geometry, key=, weights=)`."""
 
     def update(updates, state, params=None, *, key=None, weights=None, **extra):
-        geometry = stacked.geometry(updates)
+        geometry = (stacked.geometry if distances else stacked.norms)(updates)
         shares = weigh(geometry, key=key, weights=weights)
         # Whatever a rule says of it, a row that is not finite never enters the sum.
         shares = jnp.where(geometry.finite, shares, 0)
