@@ -1,6 +1,7 @@
 """Byzantine-robust training in JAX: aggregators, attacks, μ²-SGD."""
 
 from byzjax import attacks, partition, poisoning
+from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
 from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
@@ -31,6 +32,7 @@ __all__ = [
     "authors_beta",
     "authors_mixing",
     "bucketing",
+    "bulyan",
     "centered_clipping",
     "cge",
     "ctma",

@@ -189,16 +189,21 @@ def krum_scores(squared_distances: jax.Array, num_neighbors: int, squared=True):
       num_neighbors: how many of the nearest others.
       squared: True, False for plain distances, or "twice" for fourth powers.
     """
-    m = squared_distances.shape[0]
-    others = jnp.where(np.eye(m, dtype=bool), jnp.inf, squared_distances)
-    if squared is False:
-        others = jnp.sqrt(others)
-    elif squared == "twice":
-        others = others * others
+    others = krum_distances(squared_distances, squared)
     return jnp.sum(jnp.sort(others, axis=1)[:, :num_neighbors], axis=1)
 
 
-def _check_squared(name, squared):
+def krum_distances(squared_distances: jax.Array, squared=True) -> jax.Array:
+    """What Krum sums, [m, m], +inf on the diagonal; `squared` as in `krum_scores`."""
+    m = squared_distances.shape[0]
+    others = jnp.where(np.eye(m, dtype=bool), jnp.inf, squared_distances)
+    if squared is False:
+        return jnp.sqrt(others)
+    return others * others if squared == "twice" else others
+
+
+def check_squared(name, squared):
+    """Says what may be summed."""
     if not (isinstance(squared, bool) or squared == "twice"):
         raise ValueError(
             f'{name} needs squared to be True, False or "twice", got squared={squared!r}'
@@ -247,7 +252,7 @@ def krum(
     f = base.check_count("krum", num_byzantine=num_byzantine)
     if num_neighbors is not None:
         base.check_count("krum", num_neighbors=num_neighbors, minimum=1)
-    _check_squared("krum", squared)
+    check_squared("krum", squared)
 
     def weigh(geometry):
         count = num_neighbors or geometry.num_workers - f - 2
@@ -302,7 +307,7 @@ def multi_krum(
     ):
         if value is not None:
             base.check_count(name, minimum=1, **{keyword: value})
-    _check_squared(name, squared)
+    check_squared(name, squared)
 
     def weigh(geometry):
         m = geometry.num_workers
