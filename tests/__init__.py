@@ -1,0 +1,1 @@
+"""Tests of byzjax; helpers are imported as `from tests import ...`."""

@@ -1,0 +1,205 @@
+"""Imports go one way, experiments use the public API only, and files stay small.
+
+The package is read where it is imported from, so `make test` reads the wheel.
+"""
+
+import ast
+import fnmatch
+import os
+import pathlib
+import sys
+import types
+
+import pytest
+
+import byzjax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = pathlib.Path(byzjax.__file__).parent
+MAX_LINES = 350
+
+# Bottom to top. A module imports from lower layers, and from its own package within its
+# layer. The longest pattern that fits decides.
+LAYERS = [
+    ["byzjax.base"],
+    ["byzjax.order"],
+    ["byzjax.columns"],
+    ["byzjax.stacked"],
+    ["byzjax.lifts"],
+    [
+        "byzjax.aggregators*",
+        "byzjax.attacks*",
+        "byzjax.transforms*",
+        "byzjax.poisoning*",
+        "byzjax.partition*",
+    ],
+    ["byzjax.aggregators.meta*"],
+    ["byzjax.robustness*", "byzjax.training*", "byzjax.sharding*"],
+    ["byzjax"],
+    ["byzjax.__main__", "byzjax.integrations*"],
+]
+RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer}
+
+RUN_TIME = {"jax", "jaxlib", "numpy", "optax"} | sys.stdlib_module_names
+EXTRAS = {"byzjax.integrations.flower": {"flwr"}}
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+SCRIPTS = [
+    path
+    for folder in ("experiments", "examples", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+HELP = {"ids": lambda value: str(value).removeprefix(f"{ROOT}{os.sep}")}
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(tree, modules):
+    """The modules imported anywhere in a file; `from p import m` is p.m if a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules else node.module
+
+
+def rank(module):
+    fits = [pattern for pattern in RANKS if fnmatch.fnmatchcase(module, pattern)]
+    return RANKS[max(fits, key=len)] if fits else None
+
+
+def package_of(module):
+    """byzjax.attacks for byzjax.attacks.simple, byzjax.order for itself."""
+    return ".".join(module.split(".")[:2])
+
+
+def may_import(module, other):
+    """Whether the layers allow it; both are modules of byzjax."""
+    if rank(module) == rank(other):
+        return package_of(module) == package_of(other)
+    return rank(module) > rank(other)
+
+
+def is_a_jit(node):
+    if isinstance(node, ast.Attribute):
+        return node.attr in ("jit", "pjit") and ast.unparse(node.value) != "self"
+    if isinstance(node, ast.ImportFrom):
+        return any(alias.name in ("jit", "pjit") for alias in node.names)
+    return False
+
+
+def is_public(dotted):
+    """Whether each step of a name such as byzjax.attacks.alie is offered to users."""
+    value = byzjax
+    for part in dotted.split(".")[1:]:
+        if not isinstance(value, types.ModuleType):
+            return True  # Attributes of classes, functions and values.
+        if part.startswith("_") or part not in getattr(value, "__all__", dir(value)):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def private_uses(tree):
+    """What a script takes from byzjax that is not public, as dotted names."""
+    used, local = [], {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                used.append(alias.name)
+                local[alias.asname or "byzjax"] = (
+                    alias.name if alias.asname else "byzjax"
+                )
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                used.append(f"{node.module}.{alias.name}")
+                local[alias.asname or alias.name] = used[-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            head, _, rest = ast.unparse(node).partition(".")
+            if head in local and rest.replace(".", "").isidentifier():
+                used.append(f"{local[head]}.{rest}")
+    return [
+        name for name in used if name.split(".")[0] == "byzjax" and not is_public(name)
+    ]
+
+
+def test_every_module_has_a_layer():
+    assert not [module for module in MODULES if rank(module) is None]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    for other in imports(parse(MODULES[module]), MODULES):
+        if other.split(".")[0] == "byzjax":
+            assert may_import(module, other), f"{module} must not import {other}"
+        else:
+            allowed = RUN_TIME | EXTRAS.get(module, set())
+            assert other.split(".")[0] in allowed, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_library_never_calls_jit(module):
+    assert not [
+        node.lineno for node in ast.walk(parse(MODULES[module])) if is_a_jit(node)
+    ]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, **HELP)
+def test_scripts_use_the_public_api_only(path):
+    assert not private_uses(parse(path))
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], **HELP)
+def test_files_stay_small(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: is it still one room?"
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], **HELP)
+def test_no_comment_silences_a_checker(path):
+    text = path.read_text(encoding="utf-8")
+    for silencer in ("type: ignore", "pyright: ignore", "noqa", "fmt: off"):
+        assert f"# {silencer}" not in text
+
+
+def test_the_wheel_is_what_is_tested():
+    assert (PACKAGE / "py.typed").is_file()
+    if os.environ.get("BYZJAX_TEST_INSTALLED"):
+        assert "site-packages" in PACKAGE.parts
+        assert not (ROOT / "byzjax").exists()
+
+
+def test_the_checks_see_what_they_forbid():
+    assert not may_import("byzjax.order", "byzjax.stacked")
+    assert not may_import("byzjax.aggregators.geometric", "byzjax.aggregators.meta")
+    assert not may_import("byzjax.transforms", "byzjax.attacks")
+    assert not may_import("byzjax.training", "byzjax")
+    assert may_import("byzjax.aggregators.meta", "byzjax.aggregators.geometric")
+    assert may_import("byzjax.attacks.simple", "byzjax.attacks.lift")
+    assert may_import("byzjax.integrations.flower", "byzjax")
+    inside = "def f():\n    from byzjax import stacked, median"
+    assert list(imports(ast.parse(inside), MODULES)) == ["byzjax.stacked", "byzjax"]
+    for code in ("jax.jit(f)", "from jax import jit", "@jax.jit\ndef f(): pass"):
+        assert any(is_a_jit(node) for node in ast.walk(ast.parse(code)))
+    for code, names in (
+        ("from byzjax import stacked", ["byzjax.stacked"]),
+        ("import byzjax as bz\nbz.stacked.geometry(x)", ["byzjax.stacked"]),
+        ("import byzjax.lifts", ["byzjax.lifts"]),
+        ("from byzjax.attacks import lift", ["byzjax.attacks.lift"]),
+        ("import byzjax\nbyzjax.median().aggregate(byzjax.attacks.alie())", []),
+        ("from byzjax import attacks, median as m\nattacks.alie().apply(x)", []),
+    ):
+        assert set(private_uses(ast.parse(code))) >= set(names)
+        assert bool(private_uses(ast.parse(code))) == bool(names)
