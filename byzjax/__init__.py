@@ -2,6 +2,7 @@
 
 from byzjax import attacks, partition, poisoning
 from byzjax.aggregators.bulyan import bulyan
+from byzjax.aggregators.clipped import arc, clipping
 from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
 from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
@@ -28,6 +29,7 @@ __all__ = [
     "Trainer",
     "aksel",
     "anytime",
+    "arc",
     "attacks",
     "authors_beta",
     "authors_mixing",
@@ -35,6 +37,7 @@ __all__ = [
     "bulyan",
     "centered_clipping",
     "cge",
+    "clipping",
     "ctma",
     "geometric_median",
     "krum",

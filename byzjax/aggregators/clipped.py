@@ -1,0 +1,110 @@
+"""Meta-rules that shorten long rows before the rule sees them."""
+
+import jax
+import jax.numpy as jnp
+
+from byzjax import base, lifts
+from byzjax.base import Aggregator
+
+
+def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
+    r"""Clipping: every row scaled down to a norm of at most `max_norm`.
+
+    .. math:: y_i = \min(1, c / \|x_i\|) \, x_i, \qquad A(y_1, \dots, y_m)
+
+    Norms are over the whole tree.
+
+    **Guarantee.** No row is longer than c, so even over the mean the result is not. A
+    row that is not finite is clipped to zero. Over a geometric base the clipping itself
+    does not touch the coordinates.
+
+    Args:
+      rule: the base aggregator.
+      max_norm: c > 0, in units of the updates.
+
+    Returns:
+      An `Aggregator`.
+
+    Raises:
+      TypeError: if `rule` is no aggregator.
+      ValueError: a `max_norm` that is not positive.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[3.0, 4.0], [0.3, 0.4], [jnp.nan, 0.0]])
+      >>> print(byzjax.clipping(byzjax.mean(), max_norm=1.0).aggregate(rows))
+      [0.3 0.4]
+
+    Reference:
+      Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
+      Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432 (as the static
+      clipping that ARC is compared with)
+    """
+    base.check_number("clipping", max_norm=max_norm, open_interval=True)
+
+    def matrix(geometry):
+        return jnp.diag(_shares(geometry.squared_norms, max_norm))
+
+    return lifts.premixed("clipping", rule, matrix, distances=False)
+
+
+def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
+    r"""Adaptive robust clipping (ARC): the longest rows clipped to the next shorter.
+
+    .. math:: y_i = \min(1, c / \|x_i\|) \, x_i, \quad
+      c = \text{the } (k+1)\text{-th largest norm}, \quad
+      k = \lfloor 2 \tfrac{f}{m} (m - f) \rfloor
+
+    **Guarantee.** (f, κ + 2f/(m−2f))-robust over an (f, κ)-robust base (Allouah et al.
+    2024). As k ≥ f, no row is left longer than the longest honest one, so the result is
+    bounded by the honest norms even where the base fails. A row that is not finite is
+    clipped to zero. Over a geometric base the clipping itself does not touch the
+    coordinates.
+
+    Args:
+      rule: the base aggregator.
+      num_byzantine: f.
+
+    Returns:
+      An `Aggregator`.
+
+    Raises:
+      TypeError: if `rule` is no aggregator.
+      ValueError: m < 2f + 1 at trace time.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[1.0], [2.0], [50.0]])
+      >>> print(byzjax.arc(byzjax.median(), num_byzantine=1).aggregate(rows))
+      [2.]
+
+    Reference:
+      Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
+      Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432
+    """
+    f = base.check_count("arc", num_byzantine=num_byzantine)
+
+    def matrix(geometry):
+        m = geometry.num_workers
+        # In integers: the floor of the floating-point product may be one too low.
+        k = 2 * f * (m - f) // m
+        longest = jnp.sort(geometry.squared_norms)[m - k - 1]
+        return jnp.diag(_shares(geometry.squared_norms, _root(longest)))
+
+    check = base.check_minority("arc", f)
+    return lifts.premixed("arc", rule, matrix, check=check, distances=False)
+
+
+def _shares(squared_norms: jax.Array, max_norm: jax.Array | float) -> jax.Array:
+    """What is kept of rows [m] of these squared norms; 0 of those that are infinite."""
+    norms = _root(squared_norms)
+    long = norms > max_norm
+    # Selected before the quotient, so that derivatives are finite.
+    kept = jnp.where(long, max_norm / jnp.where(long, norms, 1), 1)
+    return jnp.where(jnp.isfinite(squared_norms), kept, 0)
+
+
+def _root(squares: jax.Array) -> jax.Array:
+    """√squares, with a finite derivative at zero and at infinity."""
+    inside = (squares > 0) & jnp.isfinite(squares)
+    return jnp.where(inside, jnp.sqrt(jnp.where(inside, squares, 1)), squares)
