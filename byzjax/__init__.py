@@ -8,6 +8,7 @@ from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
 from byzjax.aggregators.meta import bucketing, ctma, nnm
 from byzjax.aggregators.nearest import aksel, cge, meamed, medoid, monna, phocas
+from byzjax.aggregators.subsets import mda, smea
 from byzjax.base import Aggregator, Attack, with_key
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (
@@ -41,6 +42,7 @@ __all__ = [
     "ctma",
     "geometric_median",
     "krum",
+    "mda",
     "meamed",
     "mean",
     "median",
@@ -54,6 +56,7 @@ __all__ = [
     "partition",
     "phocas",
     "poisoning",
+    "smea",
     "storm",
     "trainer",
     "trimmed_mean",
