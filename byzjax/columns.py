@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from byzjax import order
@@ -21,7 +22,8 @@ _DEVICE_BLOCK = 1 << 25
 
 def accumulator_dtype(dtype) -> Any:
     """float32, or wider where the leaf is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    # NumPy's: that of jax.numpy refuses under jax_numpy_dtype_promotion="strict".
+    return np.promote_types(dtype, np.float32)
 
 
 def flat_rows(leaf: jax.Array) -> jax.Array:
@@ -31,7 +33,7 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
 
 def total(parts: list[jax.Array]) -> jax.Array:
     """The sum of arrays of perhaps different widths, in the widest."""
-    dtype = functools.reduce(jnp.promote_types, (part.dtype for part in parts))
+    dtype = functools.reduce(np.promote_types, (part.dtype for part in parts))
     return order.row_sum([part.astype(dtype) for part in parts])
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from byzjax import base, columns, order
@@ -177,7 +178,7 @@ def _centered_gram(rows, origins):
         return tries + 1, gram, norms, center, far, better
 
     dtype = functools.reduce(
-        jnp.promote_types, (accumulator_dtype(x.dtype) for x in rows)
+        np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
     )
     start = (
         jnp.int32(0),
