@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, order, stacked
+from byzjax import base, columns, order
 from byzjax.base import Attack, Tree
 
 
@@ -52,7 +52,7 @@ def draw(
     keys = jax.random.split(base.check_key(name, key), len(leaves))
     drawn = []
     for i, x in enumerate(leaves):
-        dtype = x.dtype if exact else stacked.accumulator_dtype(x.dtype)
+        dtype = x.dtype if exact else columns.accumulator_dtype(x.dtype)
         drawn.append(sample(keys[i], (f, *x.shape[1:]), dtype))
     return jax.tree.unflatten(structure, drawn)
 
@@ -68,7 +68,7 @@ def to_rows(message: Tree, honest: Tree, f: int) -> Tree:
 
 def wide(leaf: jax.Array) -> jax.Array:
     """At least float32."""
-    return leaf.astype(stacked.accumulator_dtype(leaf.dtype))
+    return leaf.astype(columns.accumulator_dtype(leaf.dtype))
 
 
 def number(value: Any, leaf: jax.Array) -> jax.Array:
@@ -114,23 +114,17 @@ def shifted(center: Tree, strength: Any, direction: Tree) -> Tree:
 def dots(honest: Tree, direction: Tree) -> jax.Array:
     """⟨x_i, direction⟩ [h] over the whole tree."""
     products = [
-        jnp.sum(wide(stacked.flat_rows(x)) * d.ravel()[None], axis=1)
+        jnp.sum(wide(columns.flat_rows(x)) * d.ravel()[None], axis=1)
         for x, d in zip(
             jax.tree.leaves(honest), jax.tree.leaves(direction), strict=True
         )
     ]
-    return total(products)
-
-
-def total(parts: list[jax.Array]) -> jax.Array:
-    """The sum of one number (or vector) a leaf, in the widest of their dtypes."""
-    dtype = jnp.result_type(*(part.dtype for part in parts))
-    return order.row_sum([part.astype(dtype) for part in parts])
+    return columns.total(products)
 
 
 def norm(tree: Tree) -> jax.Array:
     """Euclidean norm over the whole tree."""
-    return jnp.sqrt(total([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
+    return jnp.sqrt(columns.total([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
 
 
 def choice(name: str, allowed: tuple[str, ...], **value: Any) -> None:

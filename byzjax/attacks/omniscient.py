@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.typing
 
-from byzjax import base, stacked
+from byzjax import base, columns, stacked
 from byzjax.attacks import lift
 from byzjax.base import Attack, Tree
 
@@ -107,7 +107,7 @@ def min_sum(
         limit = jnp.max(sums) if bound == "max" else jnp.min(sums)
         # Σ‖x_j − μ + γp‖² = Σ‖x_j − μ‖² + hγ²‖p‖², as the x_j − μ sum to zero.
         spent = jnp.sum(stacked.squared_distances_to_tree(honest, center))
-        length = h * lift.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
+        length = h * columns.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
         room = jnp.maximum(limit - spent, 0)
         gamma = jnp.sqrt(room / jnp.where(length > 0, length, 1))
         return lift.shifted(center, gamma, towards)
@@ -240,7 +240,7 @@ def _hidden(honest: Tree, center: Tree, towards: Tree) -> jax.Array:
     For each j this is aγ² − 2b_jγ + c_j <= D², true at γ = 0, with one root γ >= 0.
     """
     diameter = jnp.max(stacked.geometry(honest).squared_distances)
-    a = lift.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
+    a = columns.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
     gaps = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, center)
     b = lift.dots(gaps, towards)
     c = stacked.squared_distances_to_tree(honest, center)

@@ -10,7 +10,7 @@ import jax.typing
 import numpy as np
 from jax import lax
 
-from byzjax import base
+from byzjax import base, columns
 from byzjax.attacks import lift
 from byzjax.attacks.simple import alie
 from byzjax.base import Aggregator, Attack, Tree
@@ -114,24 +114,27 @@ def optimized(
             )
             return _distance(out, mu), sent, SearchState(after, rule_state)
 
-        def trial(_, carry):
+        def trial(i, carry):
             best, harm, reach, expanding = carry
-            proposed = best + reach
-            found = try_out(proposed)[0]
+            proposed = jnp.where(i == 0, best, best + reach)
+            found = try_out(proposed)[0].astype(jnp.float32)
             better = found > harm
             grown = jnp.where(expanding & better, 2 * reach, shrink * reach)
             best = jnp.where(better, proposed, best)
-            return best, jnp.where(better, found, harm), grown, expanding & better
+            harm = jnp.where(better, found, harm)
+            expanding &= better | (i == 0)
+            return best, harm, jnp.where(i == 0, reach, grown), expanding
 
-        first = jnp.asarray(start).astype(jnp.float32)
         shrink = jnp.asarray(ratio).astype(jnp.float32)
+        # The first trial is of the start itself. It is a pass of the loop like the
+        # others, so that the rule is compiled once less.
         carry = (
-            first,
-            try_out(first)[0],
+            jnp.asarray(start).astype(jnp.float32),
+            jnp.asarray(-jnp.inf, jnp.float32),
             jnp.asarray(step).astype(jnp.float32),
             jnp.asarray(True),
         )
-        best = lax.fori_loop(1, num_evaluations, trial, carry)[0]
+        best = lax.fori_loop(0, num_evaluations, trial, carry)[0]
         _, sent, state = try_out(best)
         return sent, state
 
@@ -238,13 +241,13 @@ def adaptive(
             jnp.sum((lift.wide(x) - c[None]) ** 2)
             for x, c in zip(jax.tree.leaves(honest), jax.tree.leaves(mu), strict=True)
         ]
-        variance = lift.total(squares) / base.num_workers(honest)
+        variance = columns.total(squares) / base.num_workers(honest)
         radius = jnp.sqrt(variance * num_byzantine)
         radius = radius * jnp.asarray(step).astype(radius.dtype)
         least = jnp.asarray(-jnp.inf, radius.dtype)
-        last, best, most = lax.fori_loop(0, num_steps, ascend, (begun, begun, least))
-        better = harm(last) > most
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), last, best)
+        # One pass more than steps: what the last step led to is tried as well.
+        carry = (begun, begun, least)
+        _, best, _ = lax.fori_loop(0, num_steps + 1, ascend, carry)
         sent = jax.tree.map(lambda b, x: b.astype(x.dtype), best, honest)
         return sent, SearchState(after, aggregate(sent)[1])
 
@@ -257,7 +260,7 @@ def _distance(out: Tree, mu: Tree, *, squared: bool = False) -> jax.Array:
     gaps = jax.tree.map(lambda a, c: lift.wide(a) - c, out, mu)
     if not squared:
         return lift.norm(gaps)
-    return lift.total([jnp.sum(gap * gap) for gap in jax.tree.leaves(gaps)])
+    return columns.total([jnp.sum(gap * gap) for gap in jax.tree.leaves(gaps)])
 
 
 def _check_aggregator(name: str, aggregator: object) -> None:

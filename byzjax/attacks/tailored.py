@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.typing
 from jax import lax
 
-from byzjax import base, order, stacked
+from byzjax import base, columns, order, stacked
 from byzjax.attacks import lift
 from byzjax.base import Aggregator, Attack, Tree
 
@@ -113,7 +113,7 @@ def _against_krum(honest: Tree, f: int) -> Tree:
     geometry = stacked.geometry(honest)
     others = jnp.where(jnp.eye(h, dtype=bool), jnp.inf, geometry.squared_distances)
     along = lift.dots(honest, direction)
-    length = lift.total([jnp.sum(s * s) for s in jax.tree.leaves(direction)])
+    length = columns.total([jnp.sum(s * s) for s in jax.tree.leaves(direction)])
     dtype = others.dtype
     along, length = along.astype(dtype), length.astype(dtype)
 
@@ -242,8 +242,8 @@ def _turned(toward: Tree, angle: jax.typing.ArrayLike) -> Tree:
     def over(x, length):
         return jnp.where(length > 0, x / jnp.where(length > 0, length, 1), 0)
 
-    squared = lift.total([jnp.sum(r * r) for r in jax.tree.leaves(toward)])
-    along = over(lift.total([jnp.sum(r) for r in jax.tree.leaves(toward)]), squared)
+    squared = columns.total([jnp.sum(r * r) for r in jax.tree.leaves(toward)])
+    along = over(columns.total([jnp.sum(r) for r in jax.tree.leaves(toward)]), squared)
     aside = jax.tree.map(lambda r: 1 - lift.number(along, r) * r, toward)
     length, reach = lift.norm(aside), jnp.sqrt(squared)
     theta = jnp.asarray(angle).astype(squared.dtype) * (math.pi / 180)
