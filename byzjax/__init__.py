@@ -8,6 +8,7 @@ from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
 from byzjax.aggregators.meta import bucketing, ctma, nnm
 from byzjax.aggregators.nearest import aksel, cge, meamed, medoid, monna, phocas
+from byzjax.aggregators.spectral import caf, dnc
 from byzjax.aggregators.subsets import mda, smea
 from byzjax.base import Aggregator, Attack, with_key
 from byzjax.training import Metrics, Trainer, TrainState, trainer
@@ -36,10 +37,12 @@ __all__ = [
     "authors_mixing",
     "bucketing",
     "bulyan",
+    "caf",
     "centered_clipping",
     "cge",
     "clipping",
     "ctma",
+    "dnc",
     "geometric_median",
     "krum",
     "mda",
