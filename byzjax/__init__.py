@@ -10,6 +10,12 @@ from byzjax.aggregators.meta import bucketing, ctma, nnm
 from byzjax.aggregators.nearest import aksel, cge, meamed, medoid, monna, phocas
 from byzjax.aggregators.spectral import caf, dnc
 from byzjax.aggregators.subsets import mda, smea
+from byzjax.aggregators.trust import (
+    FoolsGoldState,
+    fltrust,
+    foolsgold,
+    sign_majority,
+)
 from byzjax.base import Aggregator, Attack, with_key
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (
@@ -26,6 +32,7 @@ __all__ = [
     "Aggregator",
     "Attack",
     "CenteredClippingState",
+    "FoolsGoldState",
     "Metrics",
     "TrainState",
     "Trainer",
@@ -43,6 +50,8 @@ __all__ = [
     "clipping",
     "ctma",
     "dnc",
+    "fltrust",
+    "foolsgold",
     "geometric_median",
     "krum",
     "mda",
@@ -59,6 +68,7 @@ __all__ = [
     "partition",
     "phocas",
     "poisoning",
+    "sign_majority",
     "smea",
     "storm",
     "trainer",

@@ -348,6 +348,12 @@ def normalized(weights: jax.Array) -> jax.Array:
     return weights / jnp.where(total > 0, total, 1)
 
 
+def root(squares: jax.Array) -> jax.Array:
+    """√squares, with a finite derivative at zero and at infinity."""
+    inside = (squares > 0) & jnp.isfinite(squares)
+    return jnp.where(inside, jnp.sqrt(jnp.where(inside, squares, 1)), squares)
+
+
 def nearest(distances: jax.Array, count: int) -> jax.Array:
     """Marks the `count` smallest of `[m]` with 1.0, the rest 0.0; lowest index first."""
     chosen = jnp.argsort(distances, stable=True)[:count]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, lifts
+from byzjax import base, lifts, stacked
 from byzjax.base import Aggregator
 
 
@@ -89,7 +89,7 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
         # In integers: the floor of the floating-point product may be one too low.
         k = 2 * f * (m - f) // m
         longest = jnp.sort(geometry.squared_norms)[m - k - 1]
-        return jnp.diag(_shares(geometry.squared_norms, _root(longest)))
+        return jnp.diag(_shares(geometry.squared_norms, stacked.root(longest)))
 
     check = base.check_minority("arc", f)
     return lifts.premixed("arc", rule, matrix, check=check, distances=False)
@@ -97,14 +97,8 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
 
 def _shares(squared_norms: jax.Array, max_norm: jax.Array | float) -> jax.Array:
     """What is kept of rows [m] of these squared norms; 0 of those that are infinite."""
-    norms = _root(squared_norms)
+    norms = stacked.root(squared_norms)
     long = norms > max_norm
     # Selected before the quotient, so that derivatives are finite.
     kept = jnp.where(long, max_norm / jnp.where(long, norms, 1), 1)
     return jnp.where(jnp.isfinite(squared_norms), kept, 0)
-
-
-def _root(squares: jax.Array) -> jax.Array:
-    """√squares, with a finite derivative at zero and at infinity."""
-    inside = (squares > 0) & jnp.isfinite(squares)
-    return jnp.where(inside, jnp.sqrt(jnp.where(inside, squares, 1)), squares)
