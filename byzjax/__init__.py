@@ -4,6 +4,12 @@ from byzjax import attacks, partition, poisoning
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.clipped import arc, clipping
 from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
+from byzjax.aggregators.clusters import (
+    ClippedClusteringState,
+    clipped_clustering,
+    flame,
+    signguard,
+)
 from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
 from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
 from byzjax.aggregators.meta import bucketing, ctma, nnm
@@ -32,6 +38,7 @@ __all__ = [
     "Aggregator",
     "Attack",
     "CenteredClippingState",
+    "ClippedClusteringState",
     "FoolsGoldState",
     "Metrics",
     "TrainState",
@@ -47,9 +54,11 @@ __all__ = [
     "caf",
     "centered_clipping",
     "cge",
+    "clipped_clustering",
     "clipping",
     "ctma",
     "dnc",
+    "flame",
     "fltrust",
     "foolsgold",
     "geometric_median",
@@ -69,6 +78,7 @@ __all__ = [
     "phocas",
     "poisoning",
     "sign_majority",
+    "signguard",
     "smea",
     "storm",
     "trainer",
