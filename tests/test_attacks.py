@@ -213,39 +213,43 @@ def test_honest_rows_pass_bit_by_bit(row):
 def test_reads_own_messages_only_if_it_says_so(row):
     attack = row.make()
     assert attack.needs_own == row.needs_own
-    x = jnp.asarray(matrix())
-    state = attack.init(x[0])
+    x = matrix()
 
-    def forge(own):
-        return attack.forge(x[:H], own, state, num_byzantine=F, key=key_of(row))[0]
+    def forge(honest):
+        state = attack.init(honest[0])
+        return attack.forge(honest, None, state, num_byzantine=F, key=key_of(row))[0]
 
     if row.needs_own:
         with pytest.raises(ValueError, match="own"):
-            forge(None)
+            forge(jnp.asarray(x[:H]))
         return
-    a, b = np.asarray(forge(None)), np.asarray(forge(jnp.full((F, 12), jnp.nan)))
+    assert jax.eval_shape(forge, x[:H]).shape == (F, 12)
+    other = x.copy()
+    other[H:] = np.nan
+    a, b = np.asarray(applied(row, x)), np.asarray(applied(row, other))
     assert a.tobytes() == b.tobytes()
 
 
 @table
-def test_jit_equals_eager_and_the_state_keeps_its_form(row):
+def test_jit_equals_eager_in_a_chain_over_steps(row):
     attack = row.make(num_byzantine=F)
     steps = jnp.stack([jnp.asarray(matrix(seed)) for seed in range(2)])
     state, eager = attack.init(steps[0, 0]), []
     for step in steps:
         out, state = attack.update(step, state, key=key_of(row))
-        eager.append(out)
+        eager.append(byzjax.median().aggregate(out))
 
     @jax.jit
     def run(steps):
-        def one(state, step):
-            out, state = attack.update(step, state, key=key_of(row))
+        chain = optax.chain(attack, byzjax.median())
+
+        def one(state, step):  # Refused by scan if the state changed its form.
+            out, state = chain.update(step, state, key=key_of(row))
             return state, out
 
-        return jax.lax.scan(one, attack.init(steps[0, 0]), steps)
+        return jax.lax.scan(one, chain.init(steps[0, 0]), steps)
 
     np.testing.assert_allclose(run(steps)[1], jnp.stack(eager), rtol=1e-4, atol=1e-4)
-    assert run._cache_size() == 1
 
 
 @table
@@ -264,25 +268,17 @@ def test_keeps_structure_shapes_and_dtypes(row):
     x = as_tree(matrix())
     x = {"a": x["a"].astype(jnp.bfloat16), "b": (x["b"][0], x["b"][1].astype("f2"))}
     attack = row.make(num_byzantine=F)
-    state = attack.init(jax.tree.map(lambda leaf: leaf[0], x))
-    update = jax.jit(functools.partial(attack.update, key=key_of(row)))
-    for _ in range(2):
-        out, state = update(x, state)
-    assert jax.tree.structure(out) == jax.tree.structure(x)
-    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(x), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    if row.name not in ("nan", "infinity", "random_garbage"):
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
 
+    def two_steps(x):
+        state = attack.init(jax.tree.map(lambda leaf: leaf[0], x))
+        first, after = attack.update(x, state, key=key_of(row))
+        return first, attack.update(x, after, key=key_of(row))[0], state, after
 
-@table
-def test_is_a_link_of_a_chain(row):
-    x = jnp.asarray(matrix())
-    chain = optax.chain(row.make(num_byzantine=F), byzjax.median(), optax.sgd(0.5))
-    update = jax.jit(functools.partial(chain.update, key=key_of(row)))
-    out, _ = update(x, chain.init(x[0]), x[0])
-    expected = -0.5 * byzjax.median().aggregate(applied(row, x))
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    first, second, state, after = jax.eval_shape(two_steps, x)
+    for out, given in ((first, x), (second, x), (after, state)):
+        assert jax.tree.structure(out) == jax.tree.structure(given)
+        for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(given), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 @table
@@ -378,7 +374,7 @@ def test_one_honest_worker():
 
 def test_identical_and_zero_honest_rows_stay_finite():
     for value in (0.0, 2.0):
-        x = jnp.full((M, 12), value)
+        x = np.full((M, 12), value, np.float32)
         for row in TABLE:
             if row.name in ("nan", "infinity", "random_garbage"):
                 continue
@@ -507,13 +503,10 @@ def test_free_rider_is_one_step_late():
 
 RULES = {
     "mean": byzjax.mean(),
-    "median": byzjax.median(),
     "trimmed_mean": TRIMMED,
-    "geometric_median": byzjax.geometric_median(),
+    "geometric_median": byzjax.geometric_median(num_iterations=8),
     "krum": byzjax.krum(F),
-    "nnm": byzjax.nnm(byzjax.median(), F),
-    "ctma": byzjax.ctma(byzjax.median(), F),
-    "centered_clipping": byzjax.centered_clipping(1.0),
+    "ctma(nnm)": byzjax.ctma(byzjax.nnm(byzjax.median(), F), F),
     "bucketing": byzjax.bucketing(byzjax.median(), 2),
 }
 
@@ -542,7 +535,7 @@ def test_a_search_is_no_weaker_than_its_start(name):
             assert found >= before * (1 - 1e-5)
 
 
-@pytest.mark.parametrize("name", ["mean", "trimmed_mean", "geometric_median", "nnm"])
+@pytest.mark.parametrize("name", ["mean", "trimmed_mean", "geometric_median"])
 def test_searches_do_find_something(name):
     rule, x = RULES[name], jnp.asarray(matrix())
     start = harm(rule, attacks.alie(0.5).apply(x, num_byzantine=F))
