@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -305,7 +306,8 @@ def check_number(
     if not ok or np.isinf(array):
         sign = ">" if open_interval else ">="
         raise ValueError(
-            f"{name} needs a finite {keyword} {sign} {minimum:g}, got {keyword}={number}"
+            f"{name} needs a finite {keyword} {sign} {minimum:g}, "
+            f"got {keyword}={number}"
         )
 
 

@@ -119,7 +119,7 @@ def middle(rows: jax.Array, *, even: str = "midpoint") -> jax.Array:
 
 
 def row_sum(rows: Sequence[jax.Array]) -> jax.Array:
-    """The sum of arrays, added pairwise: one fused pass, with the rounding of a tree."""
+    """The sum of arrays, added pairwise: one fused pass, rounded as in a tree."""
     values = list(rows)
     while len(values) > 1:
         pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]

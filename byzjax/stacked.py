@@ -88,19 +88,19 @@ def _from_gram(
     fits = diagonal[:m] < _LARGEST_SQUARE  # False for NaN.
     if squared_norms is not None:
         fits &= squared_norms < _LARGEST_SQUARE
-    finite = fits if finite is None else fits & finite
-    points = jnp.append(finite, True)
+    kept = fits if finite is None else fits & finite
+    points = jnp.append(kept, True)
     gram = jnp.where(points[:, None] & points[None, :], gram, 0)
     diagonal = jnp.diagonal(gram)
     distances = diagonal[:, None] + diagonal[None, :] - 2 * gram
     distances = jnp.maximum(distances, 0) * (1 - jnp.eye(m + 1, dtype=gram.dtype))
     if squared_norms is None:
         squared_norms = distances[:m, m]
-    both = finite[:, None] & finite[None, :]
+    both = kept[:, None] & kept[None, :]
     return Geometry(
         gram,
-        finite,
-        jnp.where(finite, squared_norms, jnp.inf),
+        kept,
+        jnp.where(kept, squared_norms, jnp.inf),
         jnp.where(both, distances[:m, :m], jnp.inf),
     )
 

@@ -104,7 +104,7 @@ def trainer(
       A `Trainer`. `init(params, model_state=None)` → `TrainState`;
       `step(state, batches, key, **extra)` → (`TrainState`, `Metrics`), with leaves of
       batches `[m, b, ...]`, `key` for attacks and rules that draw, and `extra`, such as
-      `weights`, passed on to the aggregator. Jit it, scan it, vmap it, donate its state.
+      `weights`, for the aggregator. Jit it, scan it, vmap it, donate its state.
 
     Raises:
       TypeError: an aggregator, server, worker or attack of the wrong kind.
@@ -114,7 +114,7 @@ def trainer(
     Example:
       >>> import byzjax, jax, jax.numpy as jnp, optax
       >>> def loss_fn(params, batch):
-      ...     return jnp.mean((params - batch) ** 2)
+      ...     return jnp.mean((params[None] - batch) ** 2)
       >>> trainer = byzjax.trainer(
       ...     loss_fn,
       ...     worker=byzjax.storm(),
@@ -328,7 +328,7 @@ def _batches_of(batches, computed, h, poison):
 
 
 def _forge(attack, messages, state, h, f, key, params):
-    """What reaches the server: honest rows as they are, the last f as the attack says."""
+    """What reaches the server: honest rows as they are, the last f forged."""
     if attack is None or f == 0:
         return messages, state
     honest = jax.tree.map(lambda x: x[:h], messages)

@@ -228,7 +228,9 @@ def plot(curves, steps: int, path: pathlib.Path) -> None:
 
 def main() -> None:
     """Runs the demo from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Train under attack on digits: 17 workers, 8 Byzantine."
+    )
     parser.add_argument("--steps", type=int, default=300, help="training steps a run")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo.png"))
     arguments = parser.parse_args()

@@ -409,7 +409,7 @@ def test_params_and_state_can_both_be_donated():
 def test_storm_outside_the_trainer_says_what_is_missing():
     worker, x = storm(), jnp.ones(2)
     state = worker.init(x)
-    with pytest.raises(ValueError, match="needs grad_fn.*got no grad_fn, prev_params"):
+    with pytest.raises(ValueError, match=r"needs grad_fn.*got no grad_fn, prev_params"):
         worker.update(x, state, x)
     with pytest.raises(ValueError, match="got no prev_params;"):
         worker.update(x, state, x, grad_fn=lambda p: p)
