@@ -355,6 +355,6 @@ def root(squares: jax.Array) -> jax.Array:
 
 
 def nearest(distances: jax.Array, count: int) -> jax.Array:
-    """Marks the `count` smallest of `[m]` with 1.0, the rest 0.0; lowest index first."""
+    """Marks the `count` smallest of `[m]` by 1, the rest by 0; lowest index first."""
     chosen = jnp.argsort(distances, stable=True)[:count]
     return jnp.zeros_like(distances).at[chosen].set(1)
