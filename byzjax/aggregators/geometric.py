@@ -111,14 +111,22 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
     tiny = jnp.finfo(gram.dtype).tiny
     epsilon = jnp.finfo(gram.dtype).eps
     majority = m // 2 + 1
+    # A row is also met where z is nearer to it than other rows are by far: z would only
+    # creep up on it, and derivatives would drown in the rounding of a tiny distance.
+    diagonal = jnp.diagonal(gram)[:m]
+    blur = 4 * epsilon * (diagonal[:, None] + diagonal[None, :])
+    apart = geometry.squared_distances
+    gap = jnp.min(jnp.where(apart > blur, apart, jnp.inf), axis=1)
+    close = epsilon**1.5 * gap
 
     def step(_, carry):
         shares, done = carry
         squared = stacked.squared_distances_to(geometry, shares)
         # Rounding in `squared` is relative to how far the points are from the centre.
         a = stacked.point(shares)
-        level = jnp.diagonal(gram)[:m] + jnp.vdot(a, jnp.matmul(gram, a))
-        meets = geometry.finite & (squared <= 4 * epsilon * level)
+        level = jnp.maximum(jnp.vdot(a, jnp.matmul(gram, a)), 0)
+        level = 4 * epsilon * (diagonal + level)
+        meets = geometry.finite & (squared <= jnp.maximum(level, close))
         squared = jnp.where(meets | ~geometry.finite, 1.0, squared)
         distance = jnp.sqrt(squared)
         if smoothing:
@@ -143,7 +151,9 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
             stay = jnp.where(
                 leaves, own / jnp.where(leaves, force, 1), jnp.where(own > 0, 1.0, 0.0)
             )
-            new = target + stay * (shares - target)
+            # That row itself, and not the z within rounding of it.
+            at_row = stacked.normalized(jnp.where(meets, prior, 0))
+            new = target + stay * (at_row - target)
         if tolerance is None:
             return new, done
         gap = stacked.point(new) - a
@@ -181,7 +191,9 @@ def _krum_check(name, f, num_neighbors, num_selected=None):
     return check
 
 
-def krum_scores(squared_distances: jax.Array, num_neighbors: int, squared=True):
+def krum_scores(
+    squared_distances: jax.Array, num_neighbors: int, squared: bool | str = True
+) -> jax.Array:
     """Krum's score [m]: the sum of distances to the nearest other rows.
 
     Args:
@@ -193,20 +205,29 @@ def krum_scores(squared_distances: jax.Array, num_neighbors: int, squared=True):
     return jnp.sum(jnp.sort(others, axis=1)[:, :num_neighbors], axis=1)
 
 
-def krum_distances(squared_distances: jax.Array, squared=True) -> jax.Array:
+def krum_distances(
+    squared_distances: jax.Array, squared: bool | str = True
+) -> jax.Array:
     """What Krum sums, [m, m], +inf on the diagonal; `squared` as in `krum_scores`."""
     m = squared_distances.shape[0]
     others = jnp.where(np.eye(m, dtype=bool), jnp.inf, squared_distances)
     if squared is False:
         return jnp.sqrt(others)
-    return others * others if squared == "twice" else others
+    if squared is True:
+        return others
+    # Fourth powers leave float32's range at distances of 1e9 and 1e-10; in units of
+    # how far the most central row must reach for half of the rows, they do not.
+    reach = jnp.min(jnp.sort(others, axis=1)[:, max(0, m // 2 - 1)])
+    others = others / jnp.where((reach > 0) & (reach < jnp.inf), reach, 1)
+    return others * others
 
 
 def check_squared(name, squared):
     """Says what may be summed."""
     if not (isinstance(squared, bool) or squared == "twice"):
         raise ValueError(
-            f'{name} needs squared to be True, False or "twice", got squared={squared!r}'
+            f'{name} needs squared to be True, False or "twice", got '
+            f"squared={squared!r}"
         )
 
 

@@ -183,7 +183,11 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
     def matrix(geometry, key):
         m = geometry.num_workers
         order = jax.random.permutation(key, m)
-        bucket = jnp.zeros((m,), jnp.int32).at[order].set(jnp.arange(m) // s)
+        bucket = (
+            jnp.zeros((m,), jnp.int32)
+            .at[order]
+            .set(jnp.arange(m, dtype=jnp.int32) // s)
+        )
         member = bucket[None, :] == jnp.arange(-(-m // s))[:, None]
         member = member.astype(geometry.squared_norms.dtype)
         return member / jnp.sum(member, axis=1, keepdims=True)
