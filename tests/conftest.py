@@ -7,6 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -32,3 +33,10 @@ hypothesis.settings.register_profile(
     print_blob=True,
 )
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def standard_promotion():
+    """JAX's own promotion of dtypes, for tests that run Adam or other people's code."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -18,6 +18,7 @@ def blocks(text):
     ]
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -291,6 +291,7 @@ def test_hyperparameters_can_be_vmapped():
     np.testing.assert_allclose(out, np.array([[0.98] * 3, [0.6] * 3]), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_anytime_hands_alpha_times_the_direction_to_adam():
     """The inner optimizer sees alpha_t d_t as gradient and w_t as params."""
     inner = optax.adamw(0.1, weight_decay=0.5)
