@@ -1,0 +1,329 @@
+"""The one table of all rules: what every test and the catalogue page are made from.
+
+Adding a rule is adding a `Rule` to `RULES`, with an oracle in `reference.py`. All the
+properties in `test_aggregators.py` then hold for it, or the row says that they do not.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import byzjax
+from byzjax.base import Aggregator
+from tests import reference as ref
+
+
+class Rule(NamedTuple):
+    """One row. The defaults are those of a deterministic, poison-proof rule."""
+
+    name: str  # Unique, as one would write the rule.
+    make: Callable[[int, int], Aggregator]  # (m, f) → rule.
+    oracle: Callable[[np.ndarray, int], np.ndarray]  # (rows [m, d], f) → [d] or [k, d].
+    most: Callable[[int], int]  # m → the largest f it serves, negative if none.
+
+    # For the catalogue page.
+    paper: str = ""
+    arxiv: str = ""
+    constraint: str = "m ≥ 2f + 1"
+    breakdown: str = "f/m"
+    cost: str = "O(dm)"
+    variant: bool = False  # A convention of another row; not on the page.
+
+    # What it promises.
+    poison_proof: bool = True
+    weighted: bool = False
+    random: bool = False
+    stateful: bool = False
+    takes_f: bool = True  # Its factory takes num_byzantine, so too large an f raises.
+    permutation: bool = True
+    translation: bool = True
+    scaling: bool = True
+    hull: bool = True  # Each coordinate stays in the range of the honest ones, if
+    # f rows are out of all range.
+    kappa: Callable[[int, int], float] | None = None  # The proven (f, κ)-robustness.
+
+    # For the tests.
+    tolerance: float = 1e-5  # Relative to the size of the rows, in float32.
+    extra: Callable[[Any], dict[str, Any]] = lambda updates: {}  # Extra arguments.
+
+
+def half(m: int) -> int:
+    """The largest f with m ≥ 2f + 1."""
+    return (m - 1) // 2
+
+
+def krum_most(m: int) -> int:
+    return (m - 3) // 2
+
+
+def buckets_of_two(most: Callable[[int], int]) -> Callable[[int], int]:
+    """The largest f that a base with this `most` serves on ⌈m/2⌉ buckets."""
+    return lambda m: most(-(-m // 2)) if m > 1 else -1
+
+
+YIN = {"paper": "Yin, Chen, Ramchandran, Bartlett 2018", "arxiv": "1803.01498"}
+PILLUTLA = {"paper": "Pillutla, Kakade, Harchaoui 2022", "arxiv": "1912.13445"}
+BLANCHARD = {
+    "paper": "Blanchard, El Mhamdi, Guerraoui, Stainer 2017",
+    "arxiv": "1703.02757",
+}
+DAHAN = {"paper": "Dahan, Levy 2024", "arxiv": "2405.14759"}
+ALLOUAH = {
+    "paper": "Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan 2023",
+    "arxiv": "2302.01772",
+}
+BUCKETING = {"paper": "Karimireddy, He, Jaggi 2022", "arxiv": "2006.09365"}
+
+RULES: list[Rule] = [
+    Rule(
+        "mean",
+        lambda m, f: byzjax.mean(),
+        ref.mean,
+        lambda m: 0,
+        constraint="m ≥ 1",
+        breakdown="0",
+        poison_proof=False,
+        weighted=True,
+        takes_f=False,
+    ),
+    Rule(
+        "median",
+        lambda m, f: byzjax.median(),
+        ref.median,
+        half,
+        **YIN,
+        breakdown="⌊(m−1)/2⌋/m",
+        cost="O(dm log² m)",
+        weighted=True,
+        takes_f=False,
+        kappa=ref.kappa_median,
+    ),
+    Rule(
+        'median(even="lower")',
+        lambda m, f: byzjax.median(even="lower"),
+        ref.lower_median,
+        half,
+        variant=True,
+        weighted=True,
+        takes_f=False,
+        kappa=ref.kappa_median,
+    ),
+    Rule(
+        "trimmed_mean",
+        lambda m, f: byzjax.trimmed_mean(f),
+        ref.trimmed_mean,
+        half,
+        **YIN,
+        cost="O(dm log² m)",
+        weighted=True,
+        kappa=ref.kappa_trimmed_mean,
+    ),
+    Rule(
+        "geometric_median",
+        lambda m, f: byzjax.geometric_median(),
+        ref.geometric_median,
+        half,
+        **PILLUTLA,
+        breakdown="⌊(m−1)/2⌋/m",
+        cost="O(dm² + m²·iterations)",
+        weighted=True,
+        takes_f=False,
+        kappa=ref.kappa_median,
+        tolerance=1e-4,
+    ),
+    Rule(
+        'geometric_median(smoothing=0.1, num_iterations=3, init="zeros")',
+        lambda m, f: byzjax.geometric_median(
+            smoothing=0.1, num_iterations=3, init="zeros"
+        ),
+        ref.smoothed_weiszfeld(0.1, 3),
+        half,
+        variant=True,
+        weighted=True,
+        takes_f=False,
+        translation=False,
+        scaling=False,
+    ),
+    Rule(
+        'geometric_median(init="median")',
+        lambda m, f: byzjax.geometric_median(init="median"),
+        ref.geometric_median,
+        half,
+        variant=True,
+        weighted=True,
+        takes_f=False,
+        kappa=ref.kappa_median,
+        tolerance=1e-4,
+    ),
+    Rule(
+        "krum",
+        lambda m, f: byzjax.krum(f),
+        ref.krum(),
+        krum_most,
+        **BLANCHARD,
+        constraint="m ≥ 2f + 3",
+        cost="O(dm² + m² log m)",
+        kappa=ref.kappa_krum,
+    ),
+    Rule(
+        "krum(num_neighbors=m-f-1)",
+        lambda m, f: byzjax.krum(f, num_neighbors=m - f - 1),
+        ref.krum(lambda m, f: m - f - 1),
+        lambda m: half(m) if m > 1 else -1,
+        variant=True,
+    ),
+    Rule(
+        "krum(squared=False)",
+        lambda m, f: byzjax.krum(f, squared=False),
+        ref.krum(power=1),
+        krum_most,
+        variant=True,
+    ),
+    Rule(
+        'krum(squared="twice")',
+        lambda m, f: byzjax.krum(f, squared="twice"),
+        ref.krum(power=4),
+        krum_most,
+        variant=True,
+    ),
+    Rule(
+        "multi_krum",
+        lambda m, f: byzjax.multi_krum(f),
+        ref.multi_krum(),
+        krum_most,
+        **BLANCHARD,
+        constraint="m ≥ 2f + 3",
+        cost="O(dm² + m² log m)",
+    ),
+    Rule(
+        "multi_krum(num_selected=2)",
+        lambda m, f: byzjax.multi_krum(f, num_selected=2),
+        ref.multi_krum(lambda m, f: 2),
+        krum_most,
+        variant=True,
+    ),
+    Rule(
+        "centered_clipping",
+        lambda m, f: byzjax.centered_clipping(2.0, num_iterations=3),
+        ref.centered_clipping(2.0, 3),
+        half,
+        paper="Karimireddy, He, Jaggi 2021",
+        arxiv="2012.10333",
+        constraint="radius > 0",
+        breakdown="1/2, over time",
+        cost="O(dm² + m²·iterations)",
+        stateful=True,
+        takes_f=False,
+        translation=False,
+        scaling=False,
+        hull=False,
+    ),
+    Rule(
+        "ctma(median)",
+        lambda m, f: byzjax.ctma(byzjax.median(), f),
+        ref.ctma(ref.median),
+        half,
+        **DAHAN,
+        breakdown="the base's",
+        cost="base + O(dm + m log m)",
+        weighted=True,
+        kappa=ref.kappa_ctma(ref.kappa_median),
+    ),
+    Rule(
+        "ctma(geometric_median)",
+        lambda m, f: byzjax.ctma(byzjax.geometric_median(), f),
+        ref.ctma(ref.geometric_median),
+        half,
+        **DAHAN,
+        variant=True,
+        weighted=True,
+        kappa=ref.kappa_ctma(ref.kappa_median),
+    ),
+    Rule(
+        "nnm(median)",
+        lambda m, f: byzjax.nnm(byzjax.median(), f),
+        ref.nnm(ref.median),
+        half,
+        **ALLOUAH,
+        breakdown="the base's",
+        cost="base + O(dm²)",
+        kappa=ref.kappa_nnm(ref.kappa_median),
+    ),
+    Rule(
+        "nnm(krum)",
+        lambda m, f: byzjax.nnm(byzjax.krum(f), f),
+        ref.nnm(ref.krum()),
+        krum_most,
+        **ALLOUAH,
+        variant=True,
+        kappa=ref.kappa_nnm(ref.kappa_krum),
+    ),
+    Rule(
+        "ctma(nnm(median))",
+        lambda m, f: byzjax.ctma(byzjax.nnm(byzjax.median(), f), f),
+        ref.ctma(ref.nnm(ref.median)),
+        half,
+        **DAHAN,
+        variant=True,
+        kappa=ref.kappa_ctma(ref.kappa_nnm(ref.kappa_median)),
+    ),
+    Rule(
+        "nnm(ctma(geometric_median))",
+        lambda m, f: byzjax.nnm(byzjax.ctma(byzjax.geometric_median(), f), f),
+        ref.nnm(ref.ctma(ref.geometric_median)),
+        half,
+        **ALLOUAH,
+        variant=True,
+        kappa=ref.kappa_nnm(ref.kappa_ctma(ref.kappa_median)),
+    ),
+    Rule(
+        "bucketing(median)",
+        lambda m, f: byzjax.bucketing(byzjax.median(), 2),
+        ref.bucketing(ref.median, 2),
+        buckets_of_two(half),
+        **BUCKETING,
+        constraint="bucket_size ≤ m",
+        breakdown="the base's, over the bucket size",
+        cost="base + O(dm)",
+        random=True,
+        takes_f=False,
+    ),
+    Rule(
+        "bucketing(krum)",
+        lambda m, f: byzjax.bucketing(byzjax.krum(f), 2),
+        ref.bucketing(ref.krum(), 2),
+        buckets_of_two(krum_most),
+        **BUCKETING,
+        variant=True,
+        random=True,
+    ),
+]
+
+NAMES = [rule.name for rule in RULES]
+assert len(set(NAMES)) == len(NAMES), "every row of the table needs a name of its own"
+
+KEY = 0  # The seed that random rules are called with.
+
+
+def arguments(rule: Rule, updates: Any) -> dict[str, Any]:
+    """What `update` or `aggregate` of a row needs beside the updates."""
+    extra = rule.extra(updates)
+    return {"key": jax.random.key(KEY), **extra} if rule.random else extra
+
+
+def tree_of(rows: Any) -> dict[str, Any]:
+    """Rows `[m, 12]` as a tree of a matrix, a vector and a scalar per worker."""
+    m = rows.shape[0]
+    return {
+        "matrix": rows[:, :6].reshape(m, 3, 2),
+        "nest": [rows[:, 6:11], rows[:, 11]],
+    }
+
+
+def flat(tree: Any) -> Any:
+    """What `tree_of` makes of one row, as a vector [12] again."""
+    leaves = (tree["matrix"], *tree["nest"])
+    return jnp.concatenate([leaf.ravel() for leaf in leaves])
