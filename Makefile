@@ -36,12 +36,12 @@ define MAKE_ENVIRONMENT
 if [ -z "$$python" ]; then \
   echo "No Python >= 3.11 with venv found$(if $(PYTHON), at $(PYTHON))." >&2; \
   echo "Install one (on Debian and Ubuntu: apt install python3-venv), or name one:" >&2; \
-  echo "  make $@ PYTHON=/path/to/python3" >&2; exit 1; \
+  echo "  make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; \
 fi; \
 echo "Installing into $(1) with $$("$$python" --version); once, about a minute ..."; \
 "$$python" -m venv --clear $(1) || { \
   echo "Could not make the environment $(1): see above. Is the disk full, or is" >&2; \
-  echo "python3-venv missing? Another Python: make PYTHON=/path/to/python3" >&2; exit 1; }
+  echo "python3-venv missing? Another Python: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
 endef
 
 define PIP_FAILED
@@ -93,7 +93,7 @@ format: $(TEST_STAMP)
 
 # In a folder of its own, where only the installed package can be imported. pytest comes
 # last, in one run, so that its closing line is the last one.
-test: lint
+test: $(TEST_STAMP) lint
 	@$(BUILD_WHEEL) && $(TEST_BIN)/python -m pip install $(PIP_FLAGS) --no-deps \
 	  --force-reinstall build/wheel/*.whl
 	@set -e; python="$(CURDIR)/$(TEST_BIN)/python"; \
