@@ -332,7 +332,9 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
     def of_block(x, c):
         dtype = accumulator_dtype(x.dtype)
         gap = x.astype(dtype) - c.astype(dtype)[None]
-        return jnp.sum(gap * gap, axis=1)
+        known = jnp.isfinite(gap)
+        gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
+        return jnp.sum(jnp.where(known, gap * gap, jnp.inf), axis=1)
 
     parts = [
         columns.fold(of_block, flat_rows(x), c.ravel())

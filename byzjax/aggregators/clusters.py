@@ -16,6 +16,9 @@ from byzjax.aggregators.trust import cosine_distances
 from byzjax.base import Aggregator
 from byzjax.columns import accumulator_dtype, flat_rows
 
+# Fractions of few coordinates are often equally far: up to this they count as equal.
+_ROUNDING = 1e-6
+
 
 def flame(*, noise: float = 0.001) -> Aggregator:
     r"""FLAME: the majority cluster by cosine, clipped to the median norm, plus noise.
@@ -185,7 +188,7 @@ def _mean_shift_cluster(points, usable):
     neighbors = jnp.maximum(jnp.sum(usable) // 2, 1)
     reach = jnp.take(jnp.sort(distances_to(points), axis=1), neighbors - 1, axis=1)
     weights = stacked.normalized(usable.astype(points.dtype))
-    bandwidth = jnp.sum(jnp.where(usable, reach, 0) * weights)
+    bandwidth = jnp.sum(jnp.where(usable, reach, 0) * weights) + _ROUNDING
 
     def shift(_, centers):
         inside = (distances_to(centers) <= bandwidth).astype(points.dtype)
@@ -206,9 +209,14 @@ def _mean_shift_cluster(points, usable):
 
     kept = lax.fori_loop(0, m, thin, jnp.zeros((m,), bool))
     distances = jnp.where(kept[:, None], distances_to(centers), jnp.inf)
-    nearest = jnp.argmin(distances, axis=0)
-    reached = usable & (jnp.min(distances, axis=0) <= bandwidth)
-    sizes = jnp.sum((nearest[None, :] == np.arange(m)[:, None]) & reached, axis=1)
+    least = jnp.min(distances, axis=0)
+    reached = usable & (least <= bandwidth)
+    # Between centres equally near, the heavier one.
+    rank = jnp.argsort(ranked)[:, None]
+    tied = distances <= least[None, :] + _ROUNDING
+    nearest = jnp.argmin(jnp.where(tied, rank, m), axis=0)
+    mine = nearest[None, :] == np.arange(m)[:, None]
+    sizes = jnp.sum(mine & reached[None, :], axis=1)
     largest = ranked[jnp.argmax(sizes[ranked])]
     return reached & (nearest == largest)
 
@@ -271,9 +279,7 @@ def clipped_clustering(
     base.check_count(name, window=window, minimum=1)
 
     def init(params):
-        return ClippedClusteringState(
-            jnp.full((window,), jnp.inf, jnp.float32), jnp.int32(0)
-        )
+        return ClippedClusteringState(jnp.full((window,), jnp.inf), jnp.int32(0))
 
     def update(updates, state, params=None, *, weights=None, **extra):
         lifts.refuse_weights(name, weights)
@@ -287,7 +293,7 @@ def clipped_clustering(
         norms = stacked.root(geometry.squared_norms)
         # Places not filled yet hold +inf and come last.
         history = jnp.concatenate(
-            [norms.astype(jnp.float32), state.norms[: window - m]]
+            [norms.astype(state.norms.dtype), state.norms[: window - m]]
         )
         count = jnp.minimum(state.count + m, window)
         ordered = jnp.sort(history)

@@ -215,7 +215,7 @@ def _sampled_gram(rows, finite, count, key):
     # integers have 64 bits.
     starts = np.arange(count + 1, dtype=np.int64) * total // count
     widths = np.diff(starts).astype(np.int32)
-    drawn = jax.random.randint(key, (count,), 0, jnp.asarray(widths))
+    drawn = jax.random.randint(key, (count,), 0, jnp.asarray(widths), jnp.int32)
     parts, end = [], 0
     for x in rows:
         begin, end = end, end + x.shape[1]

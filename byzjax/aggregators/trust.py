@@ -134,19 +134,23 @@ def _products(updates, reference):
 
 
 def cosine_distances(geometry: stacked.Geometry) -> jax.Array:
-    """1 − cos(x_i, x_j) [m, m]; 1 from and to zero rows, +inf where not finite.
-
-    From the distances, since 1 − cos itself cancels between nearly parallel rows.
-    """
+    """1 − cos(x_i, x_j) [m, m]; 1 from and to zero rows, +inf where not finite."""
+    m = geometry.num_workers
     norms = stacked.root(jnp.where(geometry.finite, geometry.squared_norms, 0))
     product = norms[:, None] * norms[None, :]
-    usable = product > 0
     both = geometry.finite[:, None] & geometry.finite[None, :]
+    usable = product > 0
+    product = jnp.where(usable, product, 1)
+    # Between rows of like norms from the distance: 1 − cos itself cancels where they
+    # are nearly parallel. Between others from the product, since the distance cancels.
     squared = jnp.where(both, geometry.squared_distances, 0)
-    gap = squared - jnp.square(norms[:, None] - norms[None, :])
-    distances = gap / (2 * jnp.where(usable, product, 1))
+    squared = squared - jnp.square(norms[:, None] - norms[None, :])
+    gram, origin = geometry.gram[:m, :m], geometry.gram[:m, m]
+    inner = gram - origin[:, None] - origin[None, :] + geometry.gram[m, m]
+    alike = norms[:, None] <= 2 * norms[None, :]
+    distances = jnp.where(alike & alike.T, squared / (2 * product), 1 - inner / product)
     distances = jnp.where(usable, jnp.clip(distances, 0, 2), 1)
-    distances = jnp.where(np.eye(norms.shape[0], dtype=bool), 0, distances)
+    distances = jnp.where(np.eye(m, dtype=bool), 0, distances)
     return jnp.where(both, distances, jnp.inf)
 
 
