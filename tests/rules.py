@@ -14,6 +14,7 @@ import numpy as np
 import byzjax
 from byzjax.base import Aggregator
 from tests import reference as ref
+from tests import rules_catalogue
 
 
 class Rule(NamedTuple):
@@ -44,6 +45,7 @@ class Rule(NamedTuple):
     hull: bool = True  # Each coordinate stays in the range of the honest ones, if
     # f rows are out of all range.
     kappa: Callable[[int, int], float] | None = None  # The proven (f, κ)-robustness.
+    frozen: bool = False  # Derivatives hold weights constant that are not.
 
     # For the tests.
     tolerance: float = 1e-5  # Relative to the size of the rows, in float32.
@@ -301,6 +303,8 @@ RULES: list[Rule] = [
         random=True,
     ),
 ]
+
+RULES += [Rule(**row) for row in rules_catalogue.ROWS]
 
 NAMES = [rule.name for rule in RULES]
 assert len(set(NAMES)) == len(NAMES), "every row of the table needs a name of its own"

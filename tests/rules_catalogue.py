@@ -1,0 +1,338 @@
+"""The rows of the table in `rules.py` for the rest of the catalogue, as keywords."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import byzjax
+from tests import reference as ref
+from tests import reference_catalogue as cat
+
+
+def half(m: int) -> int:
+    return (m - 1) // 2
+
+
+def quarter(m: int) -> int:
+    return (m - 3) // 4
+
+
+def reference_of(updates: Any) -> dict[str, Any]:
+    """The trusted update of the tests: equal entries, about as large as the rows.
+
+    A power of two, which all dtypes hold.
+    """
+    rows = [x.reshape(len(x), -1) for x in jax.tree.leaves(updates)]
+    squares = sum(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1) for x in rows)
+    squares = jnp.nan_to_num(squares, nan=jnp.inf, posinf=jnp.inf)
+    size = jnp.exp2(jnp.round(jnp.log2(jnp.median(squares)) / 2))
+    return {
+        "reference": jax.tree.map(
+            lambda x: jnp.broadcast_to(size.astype(x.dtype), x.shape[1:]), updates
+        )
+    }
+
+
+def same_reference(rows):
+    with np.errstate(divide="ignore"):
+        size = np.exp2(np.round(np.log2(np.median(cat.norms(rows)))))
+    return np.full(rows.shape[1], size)
+
+
+def kappa_smea(m, f):
+    return 4 * f / (m - f) * (1 + f / (m - 2 * f)) ** 2
+
+
+def kappa_arc(kappa):
+    return lambda m, f: kappa(m, f) + 2 * f / (m - 2 * f)
+
+
+SPECTRUM = dict(translation=True, frozen=True)
+CLIPPED = dict(translation=False, hull=False)
+
+ROWS: list[dict[str, Any]] = [
+    dict(
+        name="meamed",
+        make=lambda m, f: byzjax.meamed(f),
+        oracle=cat.meamed(),
+        most=half,
+        paper="Xie, Koyejo, Gupta 2018",
+        arxiv="1802.10116",
+        cost="O(dm log² m)",
+    ),
+    dict(
+        name='meamed(even="lower")',
+        make=lambda m, f: byzjax.meamed(f, even="lower"),
+        oracle=cat.meamed(ref.lower_median),
+        most=half,
+        variant=True,
+    ),
+    dict(
+        name="phocas",
+        make=lambda m, f: byzjax.phocas(f),
+        oracle=cat.phocas,
+        most=half,
+        paper="Xie, Koyejo, Gupta 2018",
+        arxiv="1805.09682",
+        cost="O(dm log² m)",
+    ),
+    dict(
+        name="bulyan",
+        make=lambda m, f: byzjax.bulyan(f),
+        oracle=cat.bulyan(),
+        most=quarter,
+        paper="El Mhamdi, Guerraoui, Rouault 2018",
+        arxiv="1802.07927",
+        constraint="m ≥ 4f + 3",
+        cost="O(dm² + m³)",
+    ),
+    dict(
+        name='bulyan(selection="once")',
+        make=lambda m, f: byzjax.bulyan(f, selection="once"),
+        oracle=cat.bulyan(repeated=False),
+        most=quarter,
+        variant=True,
+    ),
+    dict(
+        name='bulyan(squared=False, even="lower")',
+        make=lambda m, f: byzjax.bulyan(f, squared=False, even="lower"),
+        oracle=cat.bulyan(power=1, middle=ref.lower_median),
+        most=quarter,
+        variant=True,
+    ),
+    dict(
+        name="monna",
+        make=lambda m, f: byzjax.monna(f, pivot=m // 2),
+        oracle=cat.monna(lambda m: m // 2),  # The tests poison the ends first.
+        most=half,
+        paper="Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan 2023",
+        arxiv="2209.10931",
+        breakdown="f/m, of an honest pivot",
+        cost="O(dm²)",
+        permutation=False,
+    ),
+    dict(
+        name="aksel",
+        make=lambda m, f: byzjax.aksel(f),
+        oracle=cat.aksel(),
+        most=half,
+        paper="Boussetta, El Mhamdi, Guerraoui, Maurer, Rouault 2020",
+        cost="O(dm log² m)",
+    ),
+    dict(
+        name='aksel(num_selected=(m+1)//2, even="lower")',
+        make=lambda m, f: byzjax.aksel(f, num_selected=(m + 1) // 2, even="lower"),
+        oracle=cat.aksel(lambda m, f: (m + 1) // 2, ref.lower_median),
+        most=half,
+        variant=True,
+    ),
+    dict(
+        name="medoid",
+        make=lambda m, f: byzjax.medoid(),
+        oracle=cat.medoid,
+        most=half,
+        paper="El Mhamdi, Guerraoui, Rouault 2018",
+        arxiv="1802.07927",
+        breakdown="⌊(m−1)/2⌋/m",
+        cost="O(dm²)",
+        takes_f=False,
+    ),
+    dict(
+        name="cge",
+        make=lambda m, f: byzjax.cge(f),
+        oracle=cat.cge,
+        most=half,
+        paper="Gupta, Liu, Vaidya 2021",
+        arxiv="2008.04699",
+        translation=False,
+    ),
+    dict(
+        name="mda",
+        make=lambda m, f: byzjax.mda(f),
+        oracle=cat.mda,
+        most=half,
+        paper="El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault 2020",
+        arxiv="1905.03853",
+        constraint="m ≥ 2f + 1, 10⁷ subsets",
+        cost="O(dm² + m²·(m choose f))",
+    ),
+    dict(
+        name="smea",
+        make=lambda m, f: byzjax.smea(f),
+        oracle=cat.smea,
+        most=half,
+        paper="Allouah, Guerraoui, Gupta, Pinot, Stephan 2023",
+        arxiv="2302.04787",
+        constraint="m ≥ 2f + 1, 5·10⁵ subsets",
+        cost="O(dm² + m³·(m choose f))",
+        kappa=kappa_smea,
+    ),
+    dict(
+        name="caf",
+        make=lambda m, f: byzjax.caf(f),
+        oracle=cat.caf("all"),
+        most=half,
+        paper="Allouah, Guerraoui, Stephan 2025",
+        arxiv="2505.01874",
+        cost="O(dm² + m³·rounds)",
+        tolerance=1e-4,
+        **SPECTRUM,
+    ),
+    dict(
+        name='caf(scale="positive")',
+        make=lambda m, f: byzjax.caf(f, scale="positive"),
+        oracle=cat.caf("positive"),
+        most=half,
+        variant=True,
+        tolerance=1e-4,
+        **SPECTRUM,
+    ),
+    dict(
+        name="dnc",
+        make=lambda m, f: byzjax.dnc(f),
+        oracle=cat.dnc(),
+        most=half,
+        paper="Shejwalkar, Houmansadr 2021",
+        cost="O(dm + subsample·m²·rounds)",
+        random=True,
+    ),
+    dict(
+        name="sign_majority",
+        make=lambda m, f: byzjax.sign_majority(),
+        oracle=cat.sign_majority,
+        most=half,
+        paper="Bernstein, Zhao, Azizzadenesheli, Anandkumar 2019",
+        arxiv="1810.05291",
+        constraint="m ≥ 1",
+        breakdown="⌊(m−1)/2⌋/m",
+        takes_f=False,
+        translation=False,
+        scaling=False,
+        hull=False,
+    ),
+    dict(
+        name="fltrust",
+        make=lambda m, f: byzjax.fltrust(),
+        oracle=cat.fltrust(same_reference),
+        most=half,
+        paper="Cao, Fang, Liu, Gong 2021",
+        arxiv="2012.13995",
+        constraint="a reference update",
+        breakdown="1, of an honest reference",
+        takes_f=False,
+        translation=False,
+        scaling=False,
+        hull=False,
+        extra=reference_of,
+    ),
+    dict(
+        name="foolsgold",
+        make=lambda m, f: byzjax.foolsgold(),
+        oracle=cat.foolsgold,
+        most=half,
+        paper="Fung, Yoon, Beschastnikh 2020",
+        arxiv="1808.04866",
+        constraint="m ≥ 1",
+        breakdown="sybils only",
+        cost="O(dm²)",
+        takes_f=False,
+        stateful=True,
+        translation=False,
+        tolerance=1e-4,
+    ),
+    dict(
+        name="signguard",
+        make=lambda m, f: byzjax.signguard(),
+        oracle=cat.signguard,
+        most=half,
+        paper="Xu, Huang, Song, Lan 2022",
+        arxiv="2109.05872",
+        constraint="m ≥ 1",
+        breakdown="none proven",
+        takes_f=False,
+        **CLIPPED,
+    ),
+    dict(
+        name="clipped_clustering",
+        make=lambda m, f: byzjax.clipped_clustering(),
+        oracle=cat.clipped_clustering,
+        most=half,
+        paper="Li, Ngai, Voigt 2023",
+        arxiv="2302.07173",
+        constraint="m ≥ 1",
+        breakdown="none proven",
+        cost="O(dm² + m³)",
+        takes_f=False,
+        stateful=True,
+        **CLIPPED,
+    ),
+    dict(
+        name='clipped_clustering(linkage="single")',
+        make=lambda m, f: byzjax.clipped_clustering(linkage="single"),
+        oracle=lambda rows, f: cat.clipped_clustering(rows, f, np.min),
+        most=half,
+        variant=True,
+        takes_f=False,
+        stateful=True,
+        **CLIPPED,
+    ),
+    dict(
+        name="flame(noise=0)",
+        make=lambda m, f: byzjax.flame(noise=0.0),
+        oracle=cat.flame,
+        most=half,
+        paper="Nguyen et al. 2022",
+        arxiv="2101.02281",
+        constraint="m ≥ 1",
+        breakdown="none proven",
+        cost="O(dm² + m³)",
+        takes_f=False,
+        **CLIPPED,
+    ),
+    dict(
+        name="clipping(median)",
+        make=lambda m, f: byzjax.clipping(byzjax.median(), 2.0),
+        oracle=cat.clipping(ref.median, 2.0),
+        most=half,
+        paper="Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan 2024",
+        arxiv="2405.14432",
+        constraint="max_norm > 0",
+        breakdown="the base's",
+        cost="base + O(dm)",
+        takes_f=False,
+        scaling=False,
+        **CLIPPED,
+    ),
+    dict(
+        name="clipping(krum)",
+        make=lambda m, f: byzjax.clipping(byzjax.krum(f), 2.0),
+        oracle=cat.clipping(ref.krum(), 2.0),
+        most=lambda m: (m - 3) // 2,
+        variant=True,
+        scaling=False,
+        **CLIPPED,
+    ),
+    dict(
+        name="arc(median)",
+        make=lambda m, f: byzjax.arc(byzjax.median(), f),
+        oracle=cat.arc(ref.median),
+        most=half,
+        paper="Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan 2024",
+        arxiv="2405.14432",
+        breakdown="the base's",
+        cost="base + O(dm)",
+        kappa=kappa_arc(ref.kappa_median),
+        **CLIPPED,
+    ),
+    dict(
+        name="nnm(arc(trimmed_mean))",
+        make=lambda m, f: byzjax.nnm(byzjax.arc(byzjax.trimmed_mean(f), f), f),
+        oracle=ref.nnm(cat.arc(ref.trimmed_mean)),
+        most=half,
+        variant=True,
+        kappa=ref.kappa_nnm(kappa_arc(ref.kappa_trimmed_mean)),
+        **CLIPPED,
+    ),
+]
