@@ -115,7 +115,9 @@ def middle(rows: jax.Array, *, even: str = "midpoint") -> jax.Array:
         return order_statistics(rows, [low])[0]
     a, b = order_statistics(rows, [low, high])
     half = jnp.asarray(0.5, rows.dtype)
-    return a * half + b * half  # Not (a + b) / 2, which may overflow.
+    # Not (a + b) / 2, which may overflow, and a maximum that changes nothing (a <= b),
+    # as XLA would factor the half out again.
+    return a * half + jnp.maximum(a * half, b * half)
 
 
 def row_sum(rows: Sequence[jax.Array]) -> jax.Array:

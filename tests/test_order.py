@@ -1,0 +1,199 @@
+"""Order statistics: exact, whatever the values, and on both sides of the network."""
+
+import functools
+import inspect
+
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from byzjax import order
+
+LIMIT = order.NETWORK_LIMIT
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 11, 16, 17, 33, LIMIT, LIMIT + 1, 100]
+few = [pytest.param(m, marks=[pytest.mark.slow] if 20 < m <= LIMIT else []) for m in SIZES]
+
+
+def sort(rows):
+    """NaN as +inf, then sorted."""
+    return np.sort(np.where(np.isnan(rows), np.inf, rows), axis=0)
+
+
+def awkward(m: int, seed: int = 0) -> np.ndarray:
+    """Columns of NaN, infinities, ties, both zeros, float limits and plain numbers."""
+    rng = np.random.default_rng(seed)
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 3.4e38, -3.4e38, 1e-30, 1, 1, 2]
+    rows = rng.normal(size=(m, 40))
+    rows[:, :15] = rng.choice(special, size=(m, 15))
+    rows[:, 15:20] = rng.integers(-2, 3, size=(m, 5))
+    rows[:, 20] = np.nan
+    rows[:, 21] = -np.inf
+    rows[:, 22] = 7.0
+    return rows.astype(np.float32)
+
+
+@functools.cache
+def statistics(m: int):
+    return jax.jit(lambda rows: order.order_statistics(rows, range(m)))
+
+
+@pytest.mark.parametrize("m", few)
+def test_all_order_statistics_are_exact(m):
+    for seed in range(3):
+        rows = awkward(m, seed)
+        np.testing.assert_array_equal(statistics(m)(rows), sort(rows))
+
+
+@pytest.mark.parametrize("m", [6, 17, LIMIT, LIMIT + 6])
+def test_pruned_to_single_ranks(m):
+    rows = awkward(m, 3)
+    for ranks in ([0], [m - 1], [m // 2], [0, m - 1], [1, 2, 4]):
+        got = jax.jit(lambda x, r=tuple(ranks): order.order_statistics(x, r))(rows)
+        np.testing.assert_array_equal(got, sort(rows)[ranks])
+
+
+@pytest.mark.parametrize("m", range(1, 17))
+def test_the_network_sorts_all_zero_one_rows(m):
+    """The 0-1 principle: a network that sorts all zeros and ones sorts everything."""
+    columns = (np.arange(2 ** min(m, 12))[None] >> np.arange(m)[:, None]) & 1
+    if m > 12:
+        columns = np.random.default_rng(m).integers(0, 2, size=(m, 4096))
+    values = columns.astype(np.float32)
+    for i, j, low, high in order._batcher(m, tuple(range(m))):
+        a, b = values[i].copy(), values[j].copy()
+        values[i] = np.minimum(a, b) if low else a
+        values[j] = np.maximum(a, b) if high else b
+    np.testing.assert_array_equal(values, np.sort(columns, axis=0))
+
+
+@hypothesis.given(
+    hypothesis.extra.numpy.arrays(np.float32, (9, 6), elements=st.floats(width=32))
+)
+def test_any_nine_floats(rows):
+    # Subnormal numbers are zero on most accelerators and on XLA:CPU.
+    rows = np.where(np.abs(rows) < np.finfo(np.float32).tiny, np.float32(0), rows)
+    np.testing.assert_array_equal(statistics(9)(rows), sort(rows))
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 8, LIMIT + 1, LIMIT + 2])
+def test_middle(m):
+    rows = awkward(m, 4)
+    ordered = sort(rows).astype(np.float64)
+    low, high = ordered[(m - 1) // 2], ordered[m // 2]
+    with np.errstate(invalid="ignore"):
+        expected = np.where(low == high, low, low / 2 + high / 2)
+    got = jax.jit(order.middle)(rows)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    got = jax.jit(functools.partial(order.middle, even="lower"))(rows)
+    np.testing.assert_array_equal(got, low)
+
+
+def test_the_midpoint_does_not_overflow():
+    rows = jnp.array([[3e38], [3.2e38]])
+    for function in (order.middle, jax.jit(order.middle)):
+        np.testing.assert_allclose(function(rows), [3.1e38], rtol=1e-6)
+
+
+@pytest.mark.parametrize("m, trim", [(1, 0), (5, 0), (5, 2), (11, 3), (LIMIT + 3, 20)])
+def test_trimmed_mean_sums_what_is_kept(m, trim):
+    rows = awkward(m, 5)[:, 23:]
+    rows[:trim] = 1e8  # Gone without a trace: nothing is subtracted again.
+    expected = np.mean(sort(rows).astype(np.float64)[trim : m - trim], axis=0)
+    got = jax.jit(lambda x: order.trimmed_mean(x, trim))(rows)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("m, count", [(5, 1), (5, 3), (11, 11), (11, 6)])
+def test_nearest_mean(m, count):
+    rng = np.random.default_rng(6)
+    rows = np.where(np.abs(awkward(m, 6)) > 1e38, np.inf, awkward(m, 6))
+    rows[:, 23:30] = rng.integers(-2, 3, size=(m, 7))  # Equally far on both sides.
+    center = np.where(np.arange(40) < 30, 0, rng.normal(size=40)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        distances = np.abs(rows - center)
+    distances = np.where(np.isnan(distances), np.inf, distances)
+    near = np.argsort(distances, axis=0, kind="stable")[:count]
+    columns = np.isfinite(np.take_along_axis(distances, near, 0)).all(axis=0)
+    near = np.take_along_axis(rows, near, 0)
+    with np.errstate(invalid="ignore"):
+        expected = np.mean(near, axis=0, dtype=np.float64)
+    function = order.nearest_mean
+    got = np.asarray(jax.jit(function, static_argnums=2)(rows, center, count))
+    np.testing.assert_allclose(got[columns], expected[columns], rtol=1e-5, atol=1e-6)
+
+
+def expand(rows, weights):
+    return np.repeat(rows, weights, axis=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_median_is_that_of_repeated_rows(seed):
+    rng = np.random.default_rng(seed)
+    rows, weights = awkward(9, seed), rng.integers(0, 4, size=9)
+    weights[0] += 1 + np.sum(weights) % 2  # Not none, and odd: one middle value.
+    weights[1] += 1 - np.sum(weights) % 2
+    repeated = sort(expand(rows, weights))
+    got = _weighted_median(rows, jnp.asarray(weights, jnp.float32))
+    np.testing.assert_array_equal(got, repeated[len(repeated) // 2])
+
+
+_weighted_median = jax.jit(order.weighted_median)
+
+
+def test_weighted_median_exceeds_one_half():
+    rows = jnp.array([[1.0], [2.0], [3.0], [4.0]])
+    for weights, expected in (
+        ([1, 1, 1, 1], 3),  # Half is reached at 2 and exceeded at 3.
+        ([0, 1, 0, 0], 2),
+        ([3, 1, 1, 1], 2),
+        ([4, 1, 1, 1], 1),
+        ([1, 1, 1, 4], 4),
+    ):
+        got = _weighted_median(rows, jnp.asarray(weights, jnp.float32))
+        assert got == expected, weights
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_trimmed_mean_is_that_of_repeated_rows(seed):
+    rng = np.random.default_rng(seed)
+    rows, weights = awkward(9, seed)[:, 15:20], rng.integers(0, 4, size=9)
+    repeated = sort(expand(rows, weights)).astype(np.float64)
+    total = len(repeated)
+    for cut in range(0, (total - 1) // 2, 2):
+        got = _weighted_trimmed(rows, jnp.asarray(weights, jnp.float32), cut / total)
+        kept = repeated[cut : total - cut]
+        np.testing.assert_allclose(got, kept.mean(axis=0), rtol=1e-5, atol=1e-5)
+
+
+_weighted_trimmed = jax.jit(order.weighted_trimmed_mean)
+
+
+def test_weighted_trimmed_mean_drops_what_is_not_finite():
+    rows = jnp.array([[1.0], [2.0], [3.0], [jnp.nan], [jnp.inf], [-jnp.inf]])
+    got = _weighted_trimmed(rows, jnp.array([1.0, 1, 1, 0.5, 0.5, 1]), 0.2)
+    np.testing.assert_allclose(got, [2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 31])
+def test_row_sum_adds_everything_once(count):
+    rows = [jnp.full((2,), float(2**i % 1021)) for i in range(count)]
+    np.testing.assert_array_equal(order.row_sum(rows), np.sum(rows, axis=0))
+
+
+def test_the_program_of_many_rows_does_not_grow():
+    def size(m):
+        rows = jax.ShapeDtypeStruct((m, 4), jnp.float32)
+        return len(str(jax.make_jaxpr(order.middle)(rows)).splitlines())
+
+    # But for the constants of its steps, printed in full or not.
+    assert size(1024) <= size(LIMIT + 1) + 20 < size(LIMIT)
+
+
+def test_nothing_sorts_along_the_worker_axis():
+    source = inspect.getsource(order)
+    code = "\n".join(x for x in source.splitlines() if "`" not in x and "#" not in x)
+    assert "jnp.sort(" not in code and "jnp.median(" not in code
