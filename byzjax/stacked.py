@@ -89,7 +89,7 @@ def _from_gram(
     if squared_norms is not None:
         fits &= squared_norms < _LARGEST_SQUARE
     kept = fits if finite is None else fits & finite
-    points = jnp.append(kept, True)
+    points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
     gram = jnp.where(points[:, None] & points[None, :], gram, 0)
     diagonal = jnp.diagonal(gram)
     distances = diagonal[:, None] + diagonal[None, :] - 2 * gram
@@ -162,9 +162,10 @@ def _centered_gram(rows, origins):
         from_center = jnp.sort(jnp.where(finite, diagonal, jnp.inf))[majority - 1]
         known = jnp.isfinite(jnp.min(reach))
         far = ~known | (from_center > _FAR * jnp.min(reach))
-        # Without distances to choose by, the row of median norm: it is no farther out
-        # than some honest row.
-        by_norm = jnp.argsort(norms)[(majority - 1) // 2]
+        # Without distances to choose by, the finite row of median norm: it is no
+        # farther out than some honest row.
+        usable = jnp.sum(norms < jnp.inf)
+        by_norm = jnp.argsort(norms)[jnp.maximum(usable - 1, 0) // 2]
         better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
         return gram, squared_norms, far & (better != center), better
 

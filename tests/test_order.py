@@ -15,7 +15,9 @@ from byzjax import order
 
 LIMIT = order.NETWORK_LIMIT
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 11, 16, 17, 33, LIMIT, LIMIT + 1, 100]
-few = [pytest.param(m, marks=[pytest.mark.slow] if 20 < m <= LIMIT else []) for m in SIZES]
+few = [
+    pytest.param(m, marks=[pytest.mark.slow] if 20 < m <= LIMIT else []) for m in SIZES
+]
 
 
 def sort(rows):
