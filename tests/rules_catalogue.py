@@ -87,6 +87,7 @@ ROWS: list[dict[str, Any]] = [
         arxiv="1802.07927",
         constraint="m ≥ 4f + 3",
         cost="O(dm² + m³)",
+        permutation=False,  # In the last round two nearest neighbours tie.
     ),
     dict(
         name='bulyan(selection="once")',
@@ -101,6 +102,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.bulyan(power=1, middle=ref.lower_median),
         most=quarter,
         variant=True,
+        permutation=False,  # In the last round two nearest neighbours tie.
     ),
     dict(
         name="monna",
@@ -157,6 +159,7 @@ ROWS: list[dict[str, Any]] = [
         arxiv="1905.03853",
         constraint="m ≥ 2f + 1, 10⁷ subsets",
         cost="O(dm² + m²·(m choose f))",
+        permutation=False,  # Two subsets often share their widest pair.
     ),
     dict(
         name="smea",

@@ -83,7 +83,7 @@ def bulyan(
         chosen = jnp.sort(chosen)
 
         def of_leaf(x):
-            rows = x[chosen].astype(stacked.accumulator_dtype(x.dtype))
+            rows = jnp.asarray(x)[chosen].astype(stacked.accumulator_dtype(x.dtype))
             center = order.middle(rows, even=even)
             return order.nearest_mean(rows, center, count - 2 * f).astype(x.dtype)
 

@@ -137,8 +137,8 @@ def dnc(
       S = \text{the rows kept in every round}
 
     If no row is, those that are kept most often. The coordinates are drawn one from
-    each of `subsample` equal stretches of all of them, so each is as likely as in the
-    paper's uniform draw, at no cost that grows with their number.
+    each of `subsample` stretches of equal length, up to one coordinate, where the
+    paper draws them from all: a draw whose cost does not grow with their number.
 
     **Guarantee.** For m ≥ 2f + 1, filters out rows that shift the mean by more than the
     spread of the honest ones in the coordinates seen (Shejwalkar and Houmansadr 2021).
@@ -227,7 +227,7 @@ def _sampled_gram(rows, finite, count, key):
         at = jnp.asarray((starts[first:last] - begin).astype(np.int32))
         at = at + drawn[first:last]
         inside = (at >= 0) & (at < end - begin)
-        seen = x[:, jnp.clip(at, 0, end - begin - 1)]
+        seen = jnp.asarray(x)[:, jnp.clip(at, 0, end - begin - 1)]
         seen = seen.astype(accumulator_dtype(x.dtype))
         seen = jnp.where(finite[:, None] & inside[None, :], seen, 0)
         share = stacked.normalized(finite.astype(seen.dtype))
