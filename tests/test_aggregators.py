@@ -298,7 +298,7 @@ def test_is_a_link_of_a_chain_and_scans_with_its_state(rule):
     np.testing.assert_allclose(last, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rule", where(lambda r: not r.extra(np.zeros((1, D)))))
+@pytest.mark.parametrize("rule", where(lambda r: not r.extra(np.float32([[1]]))))
 def test_fits_optax_aggregating_process(rule):
     aggregator = rule.make(M, some_f(rule))
     if rule.random:
@@ -592,9 +592,10 @@ def test_derivatives_match_finite_differences(rule):
         rows = jnp.asarray(gaussian(seed=83), jnp.float64)
         tangent = jnp.asarray(gaussian(seed=84), jnp.float64)
         difference = along(rows + step * tangent) - along(rows - step * tangent)
-        np.testing.assert_allclose(
-            forward(rows, tangent), difference / (2 * step), rtol=1e-5, atol=1e-5
-        )
+        if not rule.frozen:
+            np.testing.assert_allclose(
+                forward(rows, tangent), difference / (2 * step), rtol=1e-5, atol=1e-5
+            )
         for name, corner in corners(rule, f):
             corner = jnp.asarray(np.float32(corner), jnp.float64)
             assert np.isfinite(forward(corner, tangent)), name
