@@ -128,6 +128,11 @@ def test_more_subsets_than_a_chunk(rule, oracle):
     near(got, oracle(rows.astype(np.float64), 7))
 
 
+def test_of_equal_subsets_in_many_chunks_the_first_is_taken():
+    got = jax.jit(byzjax.mda(7).aggregate)(jnp.eye(16))
+    near(got, np.repeat([1 / 9, 0], [9, 7]))
+
+
 # --- spectra --------------------------------------------------------------------------
 
 
