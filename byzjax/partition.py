@@ -6,14 +6,16 @@ included, and none is empty. All randomness comes from the NumPy generator given
 the same seed gives the same parts.
 """
 
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from byzjax import base
+
 # A draw that leaves a worker empty is repeated this often before giving up.
 _MAX_DRAWS = 1000
+_NOT_RANDOM = object()
 
 
 def iid(
@@ -43,17 +45,12 @@ def iid(
       >>> [len(part) for part in parts]
       [4, 3, 3]
     """
-    labels, num_workers = _check("iid", labels, num_workers)
-    _check_generator("iid", rng)
-    return _sorted_parts(_cut(rng.permutation(labels.size), num_workers))
+    labels, num_workers = _check("iid", labels, num_workers, rng)
+    return _sorted(np.array_split(rng.permutation(labels.size), num_workers))
 
 
 def dirichlet(
-    labels: npt.ArrayLike,
-    num_workers: int,
-    *,
-    alpha: float,
-    rng: np.random.Generator,
+    labels: npt.ArrayLike, num_workers: int, *, alpha: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Heterogeneous data: each class is spread over the workers by a Dirichlet draw.
 
@@ -97,11 +94,8 @@ def dirichlet(
       *Measuring the Effects of Non-Identical Data Distribution for Federated Visual
       Classification* (arXiv 1909.06335).
     """
-    labels, num_workers = _check("dirichlet", labels, num_workers)
-    _check_generator("dirichlet", rng)
-    alpha = _number("dirichlet", "alpha", alpha)
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"dirichlet needs 0 < alpha < inf, got alpha={alpha}")
+    labels, num_workers = _check("dirichlet", labels, num_workers, rng)
+    base.check_number("dirichlet", alpha=alpha, open_interval=True)
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for _ in range(_MAX_DRAWS):
         pieces: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
@@ -114,7 +108,7 @@ def dirichlet(
                 pieces[worker].append(part)
         joined = [np.concatenate(piece) for piece in pieces]
         if all(part.size for part in joined):
-            return _sorted_parts(joined)
+            return _sorted(joined)
     raise ValueError(
         f"dirichlet needs a draw that gives every worker a sample, found none in "
         f"{_MAX_DRAWS}: got alpha={alpha}, num_workers={num_workers}, "
@@ -124,11 +118,7 @@ def dirichlet(
 
 
 def gamma_similarity(
-    labels: npt.ArrayLike,
-    num_workers: int,
-    *,
-    gamma: float,
-    rng: np.random.Generator,
+    labels: npt.ArrayLike, num_workers: int, *, gamma: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Heterogeneous data: a fraction gamma split iid, the rest sorted by label.
 
@@ -163,9 +153,8 @@ def gamma_similarity(
       Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated
       Learning* (arXiv 1910.06378).
     """
-    labels, num_workers = _check("gamma_similarity", labels, num_workers)
-    _check_generator("gamma_similarity", rng)
-    gamma = _number("gamma_similarity", "gamma", gamma)
+    labels, num_workers = _check("gamma_similarity", labels, num_workers, rng)
+    base.check_number("gamma_similarity", gamma=gamma)
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma_similarity needs 0 <= gamma <= 1, got gamma={gamma}")
     order = rng.permutation(labels.size)
@@ -174,12 +163,12 @@ def gamma_similarity(
     rest = rest[np.argsort(labels[rest], kind="stable")]
     # The sorted samples fill every worker up to the size of an even split: two even
     # splits side by side could differ by two.
-    shared_parts = _cut(shared, num_workers)
-    sizes = [part.size for part in _cut(order, num_workers)]
+    shared_parts = np.array_split(shared, num_workers)
+    sizes = [part.size for part in np.array_split(order, num_workers)]
     missing = [size - part.size for size, part in zip(sizes, shared_parts, strict=True)]
     rest_parts = np.split(rest, np.cumsum(missing)[:-1])
     pairs = zip(shared_parts, rest_parts, strict=True)
-    return _sorted_parts([np.concatenate(pair) for pair in pairs])
+    return _sorted([np.concatenate(pair) for pair in pairs])
 
 
 def extreme(labels: npt.ArrayLike, num_workers: int) -> list[np.ndarray]:
@@ -208,7 +197,7 @@ def extreme(labels: npt.ArrayLike, num_workers: int) -> list[np.ndarray]:
       [0 2]
     """
     labels, num_workers = _check("extreme", labels, num_workers)
-    return _sorted_parts(_cut(np.argsort(labels, kind="stable"), num_workers))
+    return _sorted(np.array_split(np.argsort(labels, kind="stable"), num_workers))
 
 
 def shards(
@@ -249,9 +238,10 @@ def shards(
       McMahan et al., *Communication-Efficient Learning of Deep Networks from
       Decentralized Data* (arXiv 1602.05629).
     """
-    labels, num_workers = _check("shards", labels, num_workers)
-    _check_generator("shards", rng)
-    shards_per_worker = _count("shards", "shards_per_worker", shards_per_worker)
+    labels, num_workers = _check("shards", labels, num_workers, rng)
+    shards_per_worker = base.check_count(
+        "shards", shards_per_worker=shards_per_worker, minimum=1
+    )
     num_shards = num_workers * shards_per_worker
     if labels.size < num_shards:
         raise ValueError(
@@ -259,9 +249,9 @@ def shards(
             f"{labels.size} samples, num_workers={num_workers} and "
             f"shards_per_worker={shards_per_worker}"
         )
-    pieces = _cut(np.argsort(labels, kind="stable"), num_shards)
+    pieces = np.array_split(np.argsort(labels, kind="stable"), num_shards)
     dealt = rng.permutation(num_shards).reshape(num_workers, shards_per_worker)
-    return _sorted_parts([np.concatenate([pieces[i] for i in row]) for row in dealt])
+    return _sorted([np.concatenate([pieces[i] for i in row]) for row in dealt])
 
 
 def label_histogram(
@@ -295,10 +285,9 @@ def label_histogram(
         raise ValueError(
             f"label_histogram needs labels >= 0, got the label {labels.min()}"
         )
-    largest = int(labels.max()) if labels.size else -1
-    if num_classes is None:
-        num_classes = largest + 1
-    num_classes = _count("label_histogram", "num_classes", num_classes)
+    largest = int(labels.max(initial=-1))
+    count = largest + 1 if num_classes is None else num_classes
+    num_classes = base.check_count("label_histogram", num_classes=count, minimum=1)
     if largest >= num_classes:
         raise ValueError(
             f"label_histogram needs labels < num_classes, got the label {largest} and "
@@ -323,20 +312,16 @@ def label_histogram(
     return histogram
 
 
-def _cut(indices: np.ndarray, num_parts: int) -> list[np.ndarray]:
-    """Contiguous parts whose sizes differ by at most one, the larger ones first."""
-    return np.array_split(indices, num_parts)
-
-
-def _sorted_parts(parts: list[np.ndarray]) -> list[np.ndarray]:
-    return [np.sort(part) for part in parts]
-
-
 def _check(
-    owner: str, labels: npt.ArrayLike, num_workers: int
+    owner: str, labels: npt.ArrayLike, num_workers: int, rng: object = _NOT_RANDOM
 ) -> tuple[np.ndarray, int]:
+    if rng is not _NOT_RANDOM and not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"{owner} needs a numpy.random.Generator, such as "
+            f"numpy.random.default_rng(0), got rng={rng!r}"
+        )
     labels = _labels(owner, labels)
-    num_workers = _count(owner, "num_workers", num_workers)
+    num_workers = base.check_count(owner, num_workers=num_workers, minimum=1)
     if labels.size < num_workers:
         raise ValueError(
             f"{owner} needs at least one sample per worker, got {labels.size} samples "
@@ -357,27 +342,5 @@ def _labels(owner: str, labels: npt.ArrayLike) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _count(owner: str, name: str, value: int) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{owner} needs an integer {name}, got {value!r}") from None
-    if isinstance(value, bool) or count < 1:
-        raise ValueError(f"{owner} needs {name} >= 1, got {name}={value}")
-    return count
-
-
-def _number(owner: str, name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(
-        value, int | float | np.integer | np.floating
-    ):
-        raise TypeError(f"{owner} needs a real number, got {name}={value!r}")
-    return float(value)
-
-
-def _check_generator(owner: str, rng: np.random.Generator) -> None:
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(
-            f"{owner} needs a numpy.random.Generator, such as "
-            f"numpy.random.default_rng(0), got rng={rng!r}"
-        )
+def _sorted(parts: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.sort(part) for part in parts]

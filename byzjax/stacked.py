@@ -9,23 +9,15 @@ square float32 cannot hold), is an outlier. Its distances are +inf, and a weight
 *selects* before it multiplies, since 0·inf is NaN.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from byzjax import base, columns, order
 from byzjax.columns import accumulator_dtype, flat_rows
-
-# A squared distance above this makes its row an outlier: sums of a few stay finite.
-_LARGEST_SQUARE = 1e36
-# The centre is taken to be far off when most workers are this much farther from it
-# (squared) than from some worker: distances would lose more than 1e-4.
-_FAR = 1e3
-_MAX_CENTERS = 3
+from byzjax.gram import LARGEST_SQUARE, centered_gram, product
 
 
 class Geometry(NamedTuple):
@@ -66,7 +58,7 @@ def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry
     base.num_workers(updates)
     rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
     origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
-    gram, squared_norms = _gram(rows, origins)
+    gram, squared_norms = centered_gram(rows, origins)
     return _from_gram(gram, squared_norms)
 
 
@@ -85,9 +77,9 @@ def _from_gram(
     """Masks the rows that are not finite and measures all distances."""
     m = gram.shape[0] - 1
     diagonal = jnp.diagonal(gram)
-    fits = diagonal[:m] < _LARGEST_SQUARE  # False for NaN.
+    fits = diagonal[:m] < LARGEST_SQUARE  # False for NaN.
     if squared_norms is not None:
-        fits &= squared_norms < _LARGEST_SQUARE
+        fits &= squared_norms < LARGEST_SQUARE
     kept = fits if finite is None else fits & finite
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
     gram = jnp.where(points[:, None] & points[None, :], gram, 0)
@@ -102,128 +94,6 @@ def _from_gram(
         kept,
         jnp.where(kept, squared_norms, jnp.inf),
         jnp.where(both, distances[:m, :m], jnp.inf),
-    )
-
-
-@jax.custom_jvp
-def _gram(
-    rows: list[jax.Array], origins: list[jax.Array] | None
-) -> tuple[jax.Array, jax.Array]:
-    """Gram matrix [m+1, m+1] around a central row, and squared norms [m]."""
-    return _centered_gram(rows, origins)[:2]
-
-
-@_gram.defjvp
-def _gram_jvp(primals, tangents):
-    # The centre is a constant here. That is exact for what the library makes of it:
-    # distances and affine combinations do not depend on the centre.
-    rows, origins = primals
-    row_tangents, origin_tangents = tangents
-    gram, squared_norms, center = _centered_gram(rows, origins)
-    points_dot = jnp.zeros_like(gram)
-    norms_dot = jnp.zeros_like(squared_norms)
-    for k, (x, x_dot) in enumerate(zip(rows, row_tangents, strict=True)):
-        dtype = gram.dtype
-        x, x_dot = x.astype(dtype), x_dot.astype(dtype)
-        c = x[center]
-        zero = jnp.zeros_like(c)
-        o = zero if origins is None else origins[k].astype(dtype)
-        o_dot = zero if origins is None else origin_tangents[k].astype(dtype)
-        y = jnp.concatenate([x - c[None], (o - c)[None]])
-        # 0·NaN would reach the finite rows through the transposed product.
-        y = jnp.where(jnp.isfinite(y), y, 0)
-        y_dot = jnp.concatenate([x_dot, o_dot[None]])
-        half = _dot(y_dot, y)
-        points_dot += half + half.T
-        z = y[:-1] - y[-1:]
-        norms_dot += 2 * jnp.sum(z * (x_dot - o_dot[None]), axis=1)
-    return (gram, squared_norms), (points_dot, norms_dot)
-
-
-def _centered_gram(rows, origins):
-    m = rows[0].shape[0]
-    majority = m // 2 + 1
-
-    def measure(center):
-        gram, squared_norms = _gram_pass(rows, origins, center)
-        # How many centres were tried is bounded, so no attacker can stall a step.
-        diagonal = jnp.diagonal(gram)[:m]
-        finite = (diagonal < _LARGEST_SQUARE) & (squared_norms < _LARGEST_SQUARE)
-        distances = diagonal[:, None] + diagonal[None, :] - 2 * gram[:m, :m]
-        both = finite[:, None] & finite[None, :]
-        distances = jnp.where(both, jnp.maximum(distances, 0), jnp.inf)
-        reach = jnp.sort(distances, axis=1)[:, majority - 1]
-        # A far centre blurs these distances, and a row planted within the blur would
-        # look as central as an honest one. Norms are not blurred: of the smaller half
-        # none is larger than every honest row, so the next centre is near enough.
-        norms = jnp.where(squared_norms < _LARGEST_SQUARE, squared_norms, jnp.inf)
-        small = norms <= jnp.sort(norms)[majority - 1]
-        reach = jnp.where(small, reach, jnp.inf)
-        from_center = jnp.sort(jnp.where(finite, diagonal, jnp.inf))[majority - 1]
-        known = jnp.isfinite(jnp.min(reach))
-        far = ~known | (from_center > _FAR * jnp.min(reach))
-        # Without distances to choose by, the finite row of median norm: it is no
-        # farther out than some honest row.
-        usable = jnp.sum(norms < jnp.inf)
-        by_norm = jnp.argsort(norms)[jnp.maximum(usable - 1, 0) // 2]
-        better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
-        return gram, squared_norms, far & (better != center), better
-
-    def again(carry):
-        tries, _, _, _, far, _ = carry
-        return far & (tries < _MAX_CENTERS)
-
-    def step(carry):
-        tries, _, _, _, _, center = carry
-        gram, norms, far, better = measure(center)
-        return tries + 1, gram, norms, center, far, better
-
-    dtype = functools.reduce(
-        np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
-    )
-    start = (
-        jnp.int32(0),
-        jnp.zeros((m + 1, m + 1), dtype),
-        jnp.zeros((m,), dtype),
-        jnp.int32(0),
-        jnp.asarray(True),
-        jnp.int32(0),
-    )
-    _, gram, norms, center, _, _ = lax.while_loop(again, step, start)
-    return gram, norms, center
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a bᵀ at full precision."""
-    return lax.dot_general(
-        a,
-        b,
-        (((1,), (1,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=a.dtype,
-    )
-
-
-def _gram_pass(rows, origins, center):
-    """One pass over the stack, centred on the row of index `center`."""
-
-    def of_block(x, *rest):
-        *o, center = rest
-        dtype = accumulator_dtype(x.dtype)
-        x = x.astype(dtype)
-        c = x[center]
-        o = o[0].astype(dtype) if o else jnp.zeros_like(c)
-        y = jnp.concatenate([x - c[None], (o - c)[None]])
-        z = x - o[None]
-        return _dot(y, y), jnp.sum(z * z, axis=1)
-
-    vectors = [()] * len(rows) if origins is None else [(o,) for o in origins]
-    parts = [
-        columns.fold(of_block, x, *o, scalars=(center,))
-        for x, o in zip(rows, vectors, strict=True)
-    ]
-    return columns.total([gram for gram, _ in parts]), columns.total(
-        [norms for _, norms in parts]
     )
 
 
@@ -259,8 +129,8 @@ def mix_geometry(geometry: Geometry, matrix: jax.Array) -> Geometry:
     points = jnp.concatenate(
         [jnp.concatenate([matrix, rest[:, None]], axis=1), last], axis=0
     )
-    half = _dot(points, geometry.gram)
-    gram = _dot(half, points)
+    half = product(points, geometry.gram)
+    gram = product(half, points)
     gram = (gram + gram.T) / 2
     return _from_gram(gram, None, finite)
 
@@ -342,7 +212,7 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
         for x, c in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True)
     ]
     total = columns.total(parts)
-    return jnp.where(total < _LARGEST_SQUARE, total, jnp.inf)
+    return jnp.where(total < LARGEST_SQUARE, total, jnp.inf)
 
 
 def normalized(weights: jax.Array) -> jax.Array:

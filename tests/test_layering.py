@@ -24,6 +24,7 @@ LAYERS = [
     ["byzjax.base"],
     ["byzjax.order"],
     ["byzjax.columns"],
+    ["byzjax.gram"],
     ["byzjax.stacked"],
     ["byzjax.lifts"],
     [

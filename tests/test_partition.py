@@ -187,7 +187,9 @@ def test_bad_labels_and_workers(name):
         partition(np.ones(4), 2, rng)
     with pytest.raises(ValueError, match=f"{name} needs num_workers >= 1.*=0"):
         partition(some_labels(), 0, rng)
-    with pytest.raises(TypeError, match=r"integer num_workers, got 2\.0"):
+    with pytest.raises(
+        TypeError, match=r"num_workers to be a static int, got num_workers=2\.0"
+    ):
         partition(some_labels(), 2.0, rng)
     with pytest.raises(ValueError, match="3 samples and num_workers=4"):
         partition(np.zeros(3, int), 4, rng)
@@ -203,21 +205,21 @@ def test_a_seed_is_not_a_generator(name):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan])
 def test_bad_alpha(alpha):
-    with pytest.raises(ValueError, match=f"0 < alpha < inf, got alpha={alpha}"):
+    with pytest.raises(ValueError, match=f"finite alpha > 0, got alpha={alpha}"):
         dirichlet(some_labels(), 2, alpha=alpha, rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, np.nan])
 def test_bad_gamma(gamma):
-    with pytest.raises(ValueError, match=f"0 <= gamma <= 1, got gamma={gamma}"):
+    with pytest.raises(ValueError, match=f"gamma (>= 0|<= 1), got gamma={gamma}"):
         gamma_similarity(some_labels(), 2, gamma=gamma, rng=np.random.default_rng(0))
 
 
 def test_numbers_must_be_numbers():
     rng = np.random.default_rng(0)
-    with pytest.raises(TypeError, match="got alpha='1'"):
+    with pytest.raises(TypeError, match="alpha to be a number, got '1'"):
         dirichlet(some_labels(), 2, alpha="1", rng=rng)
-    with pytest.raises(TypeError, match="got gamma=True"):
+    with pytest.raises(TypeError, match="gamma to be a number, got True"):
         gamma_similarity(some_labels(), 2, gamma=True, rng=rng)
 
 

@@ -1,0 +1,32 @@
+"""Worker and server transformations: momentum, and the two halves of mu^2-SGD.
+
+All of them are plain optax links and know nothing of workers or aggregators: a trainer
+maps `momentum` or `storm` over its workers with `jax.vmap` and gives the aggregate to
+`anytime`. Alone on one machine, `mu2sgd` chains the two halves.
+
+Steps are counted t = 1, 2, ... as in the papers; a schedule receives optax's 0-based
+count, t - 1. Arithmetic is done in float32 (float64 for float64 leaves) and every leaf
+keeps its dtype.
+"""
+
+from byzjax.transforms.double import (
+    authors_beta,
+    authors_mixing,
+    mu2sgd,
+    mu2sgd_authors,
+)
+from byzjax.transforms.server import AnytimeState, anytime
+from byzjax.transforms.worker import MomentumState, StormState, momentum, storm
+
+__all__ = [
+    "AnytimeState",
+    "MomentumState",
+    "StormState",
+    "anytime",
+    "authors_beta",
+    "authors_mixing",
+    "momentum",
+    "mu2sgd",
+    "mu2sgd_authors",
+    "storm",
+]
