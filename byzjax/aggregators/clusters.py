@@ -6,6 +6,7 @@ The clusterings are those of the papers, on m×m arrays with a fixed number of s
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
