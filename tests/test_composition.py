@@ -87,7 +87,7 @@ def test_every_pair_equals_its_oracle(outer, inner, base):
     if double and base == "geometric_median":
         pytest.skip("of two rows, every point between them is a geometric median")
     function, oracle, tolerance = nested(outer, inner, base, f)
-    # Mixed twice, the rows of some other seeds are three and three alike: no one median.
+    # Other seeds, mixed twice, give three and three rows alike, with no one median.
     for seed in range(1, 4):
         rows = gaussian(SMALL, seed=seed)
         got = function(rows, jax.random.key(seed))
