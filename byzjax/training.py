@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from byzjax import base, stacked
+from byzjax import base, columns, stacked
 from byzjax.aggregators.coordinatewise import median
 from byzjax.base import Aggregator, Attack, Tree
 
@@ -96,7 +97,7 @@ def trainer(
       model_state_aggregator: rule for the workers' new model states, by default the
         coordinate-wise median. Never an unprotected mean unless you say so.
       model_state_attack: what the Byzantine workers send as model state; None: what
-        they computed, and only the honest workers' where those compute nothing.
+        they computed, or copies of honest workers' where they compute nothing.
       workers_at_once: how many workers' gradients are computed together; None is all.
         Smaller chunks run faster on CPUs when caches are short, slower on GPUs.
 
@@ -108,8 +109,9 @@ def trainer(
 
     Raises:
       TypeError: an aggregator, server, worker or attack of the wrong kind.
-      ValueError: f ≥ m, poisoned data that no attack would send, or, at trace time,
-        batches of another number of workers.
+      ValueError: f ≥ m, poisoned data that no attack would send; at trace time batches
+        of another number of workers, or an aggregate, update or model state that has
+        not the shapes of what it belongs to.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp, optax
@@ -125,8 +127,9 @@ def trainer(
       ... )
       >>> state = trainer.init(jnp.zeros(3))
       >>> batches = jnp.ones((5, 4, 3))
+      >>> step = jax.jit(trainer.step)
       >>> for key in jax.random.split(jax.random.key(0), 50):
-      ...     state, metrics = jax.jit(trainer.step)(state, batches, key)
+      ...     state, metrics = step(state, batches, key)
       >>> print(state.params.round(1))
       [1. 1. 1.]
     """
@@ -139,29 +142,22 @@ def trainer(
         )
     worker = optax.identity() if worker is None else worker
     model_rule = median() if model_state_aggregator is None else model_state_aggregator
-    for keyword, link in (
-        ("aggregator", aggregator),
-        ("server", server),
-        ("worker", worker),
-        ("model_state_aggregator", model_rule),
+    link = optax.GradientTransformation, "an optax.GradientTransformation"
+    forger = Attack | None, "a byzjax.Attack"
+    for keyword, value, (kind, name) in (
+        ("aggregator", aggregator, link),
+        ("server", server, link),
+        ("worker", worker, link),
+        ("model_state_aggregator", model_rule, link),
+        ("attack", attack, forger),
+        ("model_state_attack", model_state_attack, forger),
     ):
-        if not isinstance(link, optax.GradientTransformation):
-            raise TypeError(
-                f"trainer needs {keyword} to be an optax.GradientTransformation, got "
-                f"{link!r}"
-            )
-    for keyword, link in (
-        ("attack", attack),
-        ("model_state_attack", model_state_attack),
-    ):
-        if link is not None and not isinstance(link, Attack):
-            raise TypeError(
-                f"trainer needs {keyword} to be a byzjax.Attack, got {link!r}"
-            )
-    if model_state_attack is not None and not has_model_state:
+        if not isinstance(value, kind):
+            raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+    if not has_model_state and (model_state_aggregator or model_state_attack):
         raise ValueError(
-            "trainer needs has_model_state=True for a model_state_attack, got "
-            "has_model_state=False"
+            "trainer needs has_model_state=True for a model_state_aggregator or "
+            "model_state_attack, got has_model_state=False"
         )
     if max_grad_norm is not None:
         base.check_number("trainer", max_grad_norm=max_grad_norm, open_interval=True)
@@ -180,6 +176,7 @@ def trainer(
     worker_update = optax.with_extra_args_support(worker).update
     aggregate = optax.with_extra_args_support(aggregator).update
     server_update = optax.with_extra_args_support(server).update
+    model_update = optax.with_extra_args_support(model_rule).update
 
     def init(params: Tree, model_state: Tree = None) -> TrainState:
         if has_model_state != (model_state is not None):
@@ -204,9 +201,7 @@ def trainer(
             aggregator_state=aggregator.init(params),
             server_state=server.init(params),
             model_rule_states=(
-                None
-                if model_state_attack is None
-                else model_state_attack.init(model_state),
+                model_state_attack and model_state_attack.init(model_state),
                 model_rule.init(model_state) if has_model_state else None,
             ),
         )
@@ -215,27 +210,26 @@ def trainer(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
         _check_batches(batches, m)
+        params = state.params
         keys = jax.random.split(base.check_key("trainer.step", key), 4)
 
-        def loss_of(params, batch):
+        def loss_of(at, batch):
             if has_model_state:
-                return loss_fn(params, state.model_state, batch)
-            return loss_fn(params, batch), None
+                return loss_fn(at, state.model_state, batch)
+            return loss_fn(at, batch), None
 
-        def gradient(params, batch):
-            (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                params, batch
-            )
+        def gradient(at, batch):
+            (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(at, batch)
             return loss, new, _clip(grads, max_grad_norm)
 
         def one_worker(operands):
             batch, worker_state = operands
-            loss, new, grads = gradient(state.params, batch)
+            loss, new, grads = gradient(params, batch)
             message, worker_state = worker_update(
                 grads,
                 worker_state,
-                state.params,
-                grad_fn=lambda params: gradient(params, batch)[2],
+                params,
+                grad_fn=lambda at: gradient(at, batch)[2],
                 prev_params=state.prev_params,
             )
             return loss, new, message, worker_state
@@ -250,50 +244,46 @@ def trainer(
         honest = jax.tree.map(lambda x: x[:h], messages)
 
         messages, attack_state = _forge(
-            attack, messages, state.attack_state, h, f, keys[0], state.params
+            attack, messages, state.attack_state, h, f, keys[0], params
         )
         direction, aggregator_state = aggregate(
-            messages, state.aggregator_state, state.params, key=keys[1], **extra
+            messages, state.aggregator_state, params, key=keys[1], **extra
         )
-        updates, server_state = server_update(
-            direction, state.server_state, state.params
-        )
+        _check_shapes("the aggregate", direction, params)
+        updates, server_state = server_update(direction, state.server_state, params)
+        _check_shapes("the server's updates", updates, params)
 
-        model_state, model_rule_states = state.model_state, state.model_rule_states
+        model_state = state.model_state
+        forger_state, rule_state = state.model_rule_states
         if has_model_state:
+            one = jax.tree.map(lambda x: x[0], new_states)
+            _check_shapes("loss_fn's new model state", one, model_state)
             new_states, forger_state = _forge(
-                model_state_attack,
-                new_states,
-                model_rule_states[0],
-                h,
-                f,
-                keys[2],
-                model_state,
+                model_state_attack, new_states, forger_state, h, f, keys[2], model_state
             )
-            model_state, rule_state = optax.with_extra_args_support(model_rule).update(
-                new_states, model_rule_states[1], model_state, key=keys[3]
+            # The rule's own f counts on m rows, whoever computed them.
+            if computed < m and model_state_attack is None:
+                new_states = jax.tree.map(lambda x: x[np.arange(m) % h], new_states)
+            model_state, rule_state = model_update(
+                new_states, rule_state, model_state, key=keys[3]
             )
-            model_rule_states = forger_state, rule_state
 
-        share = jnp.full((h,), 1 / h, jnp.float32)
-        gap = jax.tree.map(
-            lambda a, b: a - b, direction, stacked.weighted_sum(honest, share)
-        )
+        center = stacked.weighted_sum(honest, jnp.full((h,), 1 / h))
         metrics = Metrics(
             loss=jnp.sum(losses[:h]) / h,
-            aggregate_norm=optax.tree.norm(direction),
-            honest_distance=optax.tree.norm(gap),
+            aggregate_norm=_norm(direction),
+            honest_distance=_norm(jax.tree.map(jnp.subtract, direction, center)),
         )
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            prev_params=state.params,
+            params=optax.apply_updates(params, updates),
+            prev_params=params,
             model_state=model_state,
             worker_state=worker_state,
             attack_state=attack_state,
             aggregator_state=aggregator_state,
             server_state=server_state,
-            model_rule_states=model_rule_states,
+            model_rule_states=(forger_state, rule_state),
         )
         return new_state, metrics
 
@@ -301,6 +291,10 @@ def trainer(
 
 
 def _check_batches(batches, m):
+    if not jax.tree.leaves(batches):
+        raise ValueError(
+            f"trainer.step needs batches with at least one array, got {batches!r}"
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         shape = jnp.shape(leaf)
         if not shape or shape[0] != m:
@@ -310,11 +304,27 @@ def _check_batches(batches, m):
             )
 
 
+def _check_shapes(what, tree, like):
+    """Nothing may broadcast, as an aggregator in the server's place would."""
+    got, want = ([jnp.shape(x) for x in jax.tree.leaves(t)] for t in (tree, like))
+    if jax.tree.structure(tree) != jax.tree.structure(like) or got != want:
+        raise ValueError(
+            f"trainer.step needs {what} to have the structure and shapes of "
+            f"{jax.tree.map(jnp.shape, like)}, got {jax.tree.map(jnp.shape, tree)}"
+        )
+
+
+def _norm(tree):
+    """Euclidean norm over the whole tree, leaves of any dtypes."""
+    wide = [x.astype(columns.accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(columns.total([jnp.sum(x * x) for x in wide]))
+
+
 def _clip(grads, max_norm):
     """Scales a gradient down to `max_norm`, if it is longer."""
     if max_norm is None:
         return grads
-    norm = optax.tree.norm(grads)
+    norm = _norm(grads)
     scale = jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1)
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
