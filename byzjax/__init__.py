@@ -23,6 +23,7 @@ from byzjax.aggregators.trust import (
     sign_majority,
 )
 from byzjax.base import Aggregator, Attack, with_key
+from byzjax.robustness import influence
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (
     anytime,
@@ -62,6 +63,7 @@ __all__ = [
     "fltrust",
     "foolsgold",
     "geometric_median",
+    "influence",
     "krum",
     "mda",
     "meamed",

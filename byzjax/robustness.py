@@ -1,0 +1,89 @@
+"""Verdicts on a rule: which worker was trusted, and by how much."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from byzjax import base, lifts
+from byzjax.base import Aggregator, Tree
+
+
+def influence(
+    rule: Aggregator,
+    updates: Tree,
+    *,
+    key: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    **extra: Any,
+) -> jax.Array:
+    r"""Each worker's share in the output of any rule, by differentiating through it.
+
+    .. math:: s_i = \frac{1}{d} \operatorname{tr} \frac{\partial A}{\partial x_i}
+
+    How far the output follows worker i when it moves: by all of the way, s_i = 1; not
+    at all, s_i = 0. One reverse pass gives all m shares: with signs v ∈ {−1, 1}^d, the
+    cotangent v returns (∂A/∂x_i)ᵀ v, and its product with v is the trace, exactly if
+    the Jacobians are diagonal, and up to a zero-mean term of order 1/√d otherwise.
+
+    What it means:
+
+    * Weights that are locally constant (mean, Krum, Multi-Krum, MDA, MoNNA, CGE; CTMA,
+      NNM, bucketing over them): s_i is exactly the weight of worker i.
+    * Coordinate-wise rules: the mean over the coordinates of the worker's weight in
+      each; for the median, the share of coordinates in which the worker is the median.
+    * Weights that vary with the input (geometric median, centered clipping): the weight
+      plus what moving x_i does to all weights, a term that fades with d.
+    * Rules piecewise constant in the rows (sign majority): all zero, by definition.
+
+    The shares sum to one for every translation-equivariant rule, whatever the input.
+    They may be negative: a rule may move away from a worker that moves.
+
+    Args:
+      rule: any aggregator.
+      updates: stacked tree, leaves `[m, ...]`, where the verdict is asked for.
+      key: for rules that draw; the verdict is on this draw.
+      weights: `[m]`, for the rules that take them.
+      **extra: what else the rule asks for by name.
+
+    Returns:
+      `[m]`, float32 (float64 for float64 leaves).
+
+    Raises:
+      TypeError: if `rule` is no aggregator.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[0.0], [1.0], [1.2], [9.0], [jnp.nan]])
+      >>> print(byzjax.influence(byzjax.krum(num_byzantine=1), rows))
+      [0. 1. 0. 0. 0.]
+      >>> print(byzjax.influence(byzjax.trimmed_mean(num_byzantine=1), rows[:4]))
+      [0.  0.5 0.5 0. ]
+    """
+    lifts.check_aggregator("influence", rule)
+    base.num_workers(updates)
+    # Half-precision rows would round the derivative, not only the result.
+    wide = jax.tree.map(
+        lambda x: x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32),
+        updates,
+    )
+
+    def aggregate(rows):
+        return rule.aggregate(rows, key=key, weights=weights, **extra)
+
+    out, pull_back = jax.vjp(aggregate, wide)
+    leaves, structure = jax.tree.flatten(out)
+    # The same signs every time, so that the same question has the same answer.
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    signs = [
+        jax.random.rademacher(k, leaf.shape, leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    (pulled,) = pull_back(jax.tree.unflatten(structure, signs))
+    size = sum(leaf.size for leaf in leaves)
+    dtype = jnp.result_type(*leaves)
+    shares = [
+        jnp.sum((x * v[None]).reshape(x.shape[0], -1), axis=1).astype(dtype)
+        for x, v in zip(jax.tree.leaves(pulled), signs, strict=True)
+    ]
+    return jnp.sum(jnp.stack(shares), axis=0) / max(size, 1)

@@ -1,0 +1,75 @@
+"""The verdict on every rule of the table: sums, weights, non-finite rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import byzjax
+from tests import rules
+
+M, F, D = 11, 2, 40
+ROWS = np.random.default_rng(5).normal(size=(M, D)).astype(np.float32)
+KEY = jax.random.key(3)
+SERVED = [r for r in rules.RULES if r.most(M) >= F or not r.takes_f]
+
+
+@pytest.mark.parametrize("rule", SERVED, ids=lambda rule: rule.name)
+def test_shares(rule):
+    made = rule.make(M, F)
+
+    @jax.jit
+    def verdict(x):
+        key = KEY if rule.random else None
+        return byzjax.influence(made, x, key=key, **rule.extra(x))
+
+    shares = np.asarray(verdict(jnp.asarray(ROWS)))
+    assert shares.shape == (M,)
+    assert np.all(np.isfinite(shares))
+    if rule.translation and not rule.frozen and not rule.stateful:
+        np.testing.assert_allclose(shares.sum(), 1, atol=2e-3)
+
+    if rule.poison_proof:
+        rows = ROWS.copy()
+        rows[-1], rows[-2] = np.nan, np.inf
+        shares = np.asarray(verdict(jnp.asarray(rows)))
+        assert np.all(np.isfinite(shares))
+        if "sign" not in rule.name:
+            np.testing.assert_array_equal(shares[-2:], 0)
+
+
+def test_exactly_the_weights():
+    rows = jnp.asarray(ROWS)
+    np.testing.assert_allclose(byzjax.influence(byzjax.mean(), rows), 1 / M, rtol=1e-6)
+    weights = jnp.arange(1.0, M + 1)
+    shares = byzjax.influence(byzjax.mean(), rows, weights=weights)
+    np.testing.assert_allclose(shares, weights / weights.sum(), rtol=1e-6)
+    chosen = byzjax.influence(byzjax.krum(F), rows)
+    out = byzjax.krum(F).aggregate(rows)
+    (index,) = np.flatnonzero(np.all(np.asarray(out) == ROWS, axis=1))
+    np.testing.assert_array_equal(chosen, np.eye(M)[index])
+    kept = byzjax.influence(byzjax.ctma(byzjax.median(), F), rows)
+    gaps = np.linalg.norm(ROWS - np.median(ROWS, axis=0), axis=1)
+    expected = np.where(np.argsort(np.argsort(gaps)) < M - F, 1 / (M - F), 0)
+    np.testing.assert_allclose(kept, expected, atol=1e-6)
+
+
+def test_median_counts_coordinates():
+    shares = byzjax.influence(byzjax.median(), jnp.asarray(ROWS))
+    order = np.argsort(ROWS, axis=0)[M // 2]
+    np.testing.assert_allclose(shares, np.bincount(order, minlength=M) / D, atol=1e-6)
+
+
+def test_trees_and_half_precision():
+    tree = {
+        "a": jnp.asarray(ROWS[:, :30]).reshape(M, 5, 6).astype(jnp.bfloat16),
+        "b": jnp.asarray(ROWS[:, 30]),
+    }
+    shares = byzjax.influence(byzjax.trimmed_mean(F), tree)
+    assert shares.dtype == jnp.float32
+    np.testing.assert_allclose(shares.sum(), 1, atol=1e-5)
+
+
+def test_only_aggregators():
+    with pytest.raises(TypeError, match="influence needs an aggregator"):
+        byzjax.influence(jnp.mean, jnp.ones((3, 2)))
