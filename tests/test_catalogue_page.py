@@ -1,0 +1,23 @@
+"""The catalogue page says what the table says, and the table has every rule."""
+
+import inspect
+
+import byzjax
+from tests import catalogue_page, rules
+
+NO_RULES = {
+    *("anytime", "authors_beta", "authors_mixing", "influence", "momentum"),
+    *("mu2sgd", "mu2sgd_authors", "storm", "trainer", "with_key"),
+}
+
+
+def test_page_is_up_to_date():
+    assert catalogue_page.PAGE.read_text(encoding="utf-8") == catalogue_page.page(), (
+        "run: python -m tests.catalogue_page"
+    )
+
+
+def test_every_public_rule_is_in_the_table():
+    public = {n for n in byzjax.__all__ if inspect.isfunction(getattr(byzjax, n))}
+    listed = {rule.name.split("(")[0] for rule in rules.RULES}
+    assert listed == public - NO_RULES
