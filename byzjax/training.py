@@ -215,7 +215,9 @@ def trainer(
 
         def loss_of(at, batch):
             if has_model_state:
-                return loss_fn(at, state.model_state, batch)
+                # Rebuilt in this trace: models of Flax NNX write to what they merge.
+                old = jax.tree.map(jnp.asarray, state.model_state)
+                return loss_fn(at, old, batch)
             return loss_fn(at, batch), None
 
         def gradient(at, batch):
@@ -292,9 +294,7 @@ def trainer(
 
 def _check_batches(batches, m):
     if not jax.tree.leaves(batches):
-        raise ValueError(
-            f"trainer.step needs batches with at least one array, got {batches!r}"
-        )
+        raise ValueError(f"trainer.step needs batches of arrays, got {batches!r}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         shape = jnp.shape(leaf)
         if not shape or shape[0] != m:
