@@ -1,6 +1,7 @@
 """Writes docs/catalogue.md from the table of all rules.
 
-`python -m tests.catalogue_page` does it. A test compares the page with the table, so it cannot go stale.
+`python -m tests.catalogue_page` does it. A test compares the page with the table, so
+it cannot go stale.
 """
 
 import inspect
