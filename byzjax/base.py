@@ -125,8 +125,12 @@ class Attack(optax.GradientTransformationExtraArgs):
             )
             return stack_rows(honest, messages), state
 
+        def checked_forge(honest, own, state, *, num_byzantine, **extra):
+            f = _one_of(given, num_byzantine)
+            return forge(honest, own, state, num_byzantine=f, **extra)
+
         self = super().__new__(cls, init, update)
-        self.forge = forge
+        self.forge = checked_forge
         self.needs_own = needs_own
         return self
 

@@ -76,6 +76,10 @@ ONE_STEP = {
 def test_model_state_is_aggregated_robustly(case):
     changed, want = ONE_STEP[case]
     close(model_state_after_one_step(**changed), want)
+
+
+def test_model_state_of_workers_in_chunks():
+    changed, want = ONE_STEP["flipped"]
     close(model_state_after_one_step(**changed, workers_at_once=2), want)
 
 

