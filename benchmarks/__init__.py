@@ -1,0 +1,1 @@
+"""How fast, beside what the memory allows and beside other libraries."""

@@ -1,0 +1,90 @@
+"""One command for all numbers; see benchmarks/README.md.
+
+python -m benchmarks                     # everything, about ten minutes
+python -m benchmarks --quick             # seconds, to see that it runs
+python -m benchmarks --parts rules step --out results/bench
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from benchmarks import report, rules, step, timing
+
+PARTS = ("rules", "scaling", "trees", "step", "sweep")
+
+
+def _rules(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    d = 10_000 if arguments.quick else arguments.dim
+    names = rules.FEW if arguments.quick else tuple(rules.RULES)
+    return rules.measure(17, d, names, rounds=arguments.rounds, compare=True)
+
+
+def _scaling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    sizes = [(8, 10**5), (17, 10**5), (17, 10**6), (17, 4 * 10**6)]
+    sizes += [(33, 10**5), (64, 10**5), (128, 10**5), (512, 10**5)]
+    if arguments.quick:
+        sizes = [(8, 1000), (17, 1000)]
+    return [
+        record
+        for m, d in sizes
+        for record in rules.measure(
+            m, d, rules.FEW, rounds=arguments.rounds, compare=False
+        )
+    ]
+
+
+def _trees(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    models = ["transformer"] if arguments.quick else list(rules.TREES)
+    names = rules.FEW[:1] if arguments.quick else rules.FEW
+    return [
+        record
+        for model in models
+        for record in rules.measure_tree(model, 9, names, rounds=arguments.rounds)
+    ]
+
+
+def _step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    return step.measure(rounds=arguments.rounds)
+
+
+def _sweep(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    counts = (2,) if arguments.quick else (2, 4, 8)
+    return [step.measure_sweep(runs, rounds=arguments.rounds) for runs in counts]
+
+
+MEASURES = dict(zip(PARTS, (_rules, _scaling, _trees, _step, _sweep), strict=True))
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Time of every rule and of the training step, beside the memory's "
+        "and other libraries'. Runs on the backend that JAX finds.",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="repetitions, at least 3"
+    )
+    parser.add_argument("--dim", type=int, default=10**6, help="d of the rules' table")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rules")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("results/benchmarks")
+    )
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        parser.error(f"--rounds needs at least 3, got {arguments.rounds}")
+    results: dict[str, Any] = {"machine": timing.machine()}
+    print(json.dumps(results["machine"], indent=1, ensure_ascii=False))
+    for part in arguments.parts:
+        results[part] = MEASURES[part](arguments)
+        print(report.TABLES[part](results[part]), flush=True)
+        # After each part, so that an interrupted run keeps what it has.
+        report.write(results, arguments.out)
+    print(f"\nWritten to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

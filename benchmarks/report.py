@@ -1,0 +1,179 @@
+"""A table on the terminal, all numbers as JSON, and time against the memory bound."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+LIMIT = 10  # Reads of the stack that a rule over the geometry may take.
+
+
+def table(title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table, so that it can be pasted."""
+    lines = [f"\n### {title}\n", "| " + " | ".join(header) + " |"]
+    lines.append("|" + "---|" * lines[-1].count(" | ") + "---|")
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _ms(spread: dict[str, Any]) -> str:
+    low, middle, high = (1e3 * spread[k] for k in ("low", "median", "high"))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def rules_table(records: list[dict[str, Any]]) -> str:
+    header = (
+        "rule",
+        "m",
+        "d",
+        "ms (quartiles)",
+        "reads",
+        "of copy bandwidth",
+        "compile s",
+        "memory in [d]",
+        "torch",
+        "ByzFL",
+    )
+    rows = []
+    for r in records:
+        seconds = r["seconds"]["median"]
+        peers = [
+            f"{r['peers'][name]['median'] / seconds:.1f}×" if name in r["peers"] else ""
+            for name in ("torch", "byzfl")
+        ]
+        temp = r["temp_bytes"]
+        rows.append(
+            (
+                r["rule"],
+                r["m"],
+                r["d"],
+                _ms(r["seconds"]),
+                f"{r['reads']:.1f}",
+                f"{r['copy_bandwidth_share']:.0%}",
+                f"{r['compile_seconds']:.2f}",
+                "" if temp is None else f"{temp / 4 / r['d']:.2f}",
+                *peers,
+            )
+        )
+    return table("Rules, against one read of the stack", header, rows)
+
+
+def trees_table(records: list[dict[str, Any]]) -> str:
+    header = (
+        "model",
+        "leaves",
+        "d",
+        "rule",
+        "ms (quartiles)",
+        "of one leaf",
+        "compile s",
+    )
+    rows = (
+        (
+            r["model"],
+            r["leaves"],
+            r["d"],
+            r["rule"],
+            _ms(r["seconds"]),
+            f"{r['ratio']:.2f}×",
+            f"{r['compile_seconds']:.2f}",
+        )
+        for r in records
+    )
+    return table("Trees of many leaves, against one leaf", header, rows)
+
+
+def step_table(records: list[dict[str, Any]]) -> str:
+    header = (
+        "attack",
+        "ms (quartiles)",
+        "outside gradients",
+        "compile s",
+        "PyTorch ms",
+    )
+    rows = []
+    for r in records:
+        torch = [
+            f"{_ms(r[key])}: {r[key + '_ratio']:.1f}×{note}"
+            for key, note in (("torch", ""), ("torch_honest", " (honest only)"))
+            if key in r
+        ]
+        rows.append(
+            (
+                r["attack"],
+                _ms(r["seconds"]),
+                f"{r['outside_gradients']:.0%}",
+                f"{r['compile_seconds']:.1f}",
+                ", ".join(torch),
+            )
+        )
+    return table("Training step, MNIST network, 17 workers × 4 images", header, rows)
+
+
+def sweep_table(records: list[dict[str, Any]]) -> str:
+    header = ("runs", "steps", "together ms", "one by one ms", "ratio", "compile s")
+    rows = (
+        (
+            r["runs"],
+            r["steps"],
+            _ms(r["together"]),
+            _ms(r["one_by_one"]),
+            f"{r['ratio']:.2f}×",
+            f"{r['compile_together']:.1f} and {r['compile_one']:.1f}",
+        )
+        for r in records
+    )
+    return table("A sweep as one program", header, rows)
+
+
+TABLES = {
+    "rules": rules_table,
+    "scaling": rules_table,
+    "trees": trees_table,
+    "step": step_table,
+    "sweep": sweep_table,
+}
+
+
+def write(results: dict[str, Any], folder: pathlib.Path) -> None:
+    """`results.json`, and `rules.png` where matplotlib is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    if results.get("rules"):
+        _plot(results["rules"], folder / "rules.png")
+
+
+def _plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        print("No plot: matplotlib is not installed.")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    largest = max((r["m"], r["d"]) for r in records)
+    shown = [r for r in records if (r["m"], r["d"]) == largest]
+    shown.sort(key=lambda r: r["reads"])
+    figure, axis = plt.subplots(figsize=(8, 0.28 * len(shown) + 1.2))
+    axis.axvline(1, color="black", lw=1)
+    axis.axvline(LIMIT, color="#cc3311", lw=1, ls="--")
+    for y, r in enumerate(shown):
+        read = r["seconds"]["median"] / r["reads"]
+        low, high = r["seconds"]["low"] / read, r["seconds"]["high"] / read
+        axis.plot([low, high], [y, y], color="#0072b2", lw=2, alpha=0.5)
+        axis.plot(r["reads"], y, "o", color="#0072b2", ms=5)
+        if "byzfl" in r["peers"]:
+            axis.plot(r["peers"]["byzfl"]["median"] / read, y, "x", color="#e69f00")
+    axis.set_yticks(range(len(shown)), [r["rule"] for r in shown])
+    axis.set_xscale("log")
+    axis.set_xlabel(
+        f"time in reads of the stack, m = {largest[0]}, d = {largest[1]} "
+        "(dots: byzjax, crosses: ByzFL)"
+    )
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,149 @@
+"""The training step of the paper's MNIST experiment, against the same in PyTorch."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import byzjax
+from benchmarks import model, timing, torch_step
+
+NUM_WORKERS = 17
+NUM_BYZANTINE = 8
+BATCH_SIZE = 4
+MAX_NORM = 2.0
+LEARNING_RATE = 0.1
+ATTACKS = {"sign flip": byzjax.attacks.sign_flip(), "little": byzjax.attacks.alie()}
+
+
+def workers_at_once() -> int | None:
+    """Four workers' images fit a CPU's caches; a GPU wants all of them."""
+    return 4 if jax.default_backend() == "cpu" else None
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Random images `[m, b, 28, 28, 1]` and labels `[m, b]`: time is what counts."""
+    draw = np.random.default_rng(0)
+    shape = NUM_WORKERS, BATCH_SIZE
+    images = draw.standard_normal((*shape, 28, 28, 1), dtype=np.float32)
+    return images, draw.integers(0, 10, shape, dtype=np.int32)
+
+
+def trainer_for(
+    attack: byzjax.Attack, learning_rate: Any = LEARNING_RATE, chunk: int | None = None
+) -> byzjax.Trainer:
+    """μ²-SGD with CTMA over the geometric median, the authors' setting."""
+    rule = byzjax.geometric_median(smoothing=0.1, num_iterations=3, init="zeros")
+    return byzjax.trainer(
+        model.loss_for(model.MnistNet()),
+        worker=byzjax.storm(byzjax.authors_beta),
+        attack=attack,
+        aggregator=byzjax.ctma(rule, NUM_BYZANTINE),
+        server=byzjax.anytime(
+            optax.sgd(learning_rate), weight=1.0, mixing=byzjax.authors_mixing
+        ),
+        num_workers=NUM_WORKERS,
+        num_byzantine=NUM_BYZANTINE,
+        max_grad_norm=MAX_NORM,
+        has_model_state=True,
+        workers_at_once=chunk,
+    )
+
+
+def initial(trainer: byzjax.Trainer, key: jax.Array) -> byzjax.TrainState:
+    images = jnp.zeros((BATCH_SIZE, 28, 28, 1))
+    variables = model.MnistNet().init(key, images)
+    return trainer.init(variables["params"], variables["batch_stats"])
+
+
+def _two_gradients(chunk, count, params, statistics, batches):
+    """The gradients of one step alone, for `count` workers."""
+    gradient = jax.grad(model.loss_for(model.MnistNet()), has_aux=True)
+    other = jax.tree.map(lambda x: x * 0.9, params)
+
+    def of_worker(batch):
+        return tuple(gradient(at, statistics, batch)[0] for at in (params, other))
+
+    batches = jax.tree.map(lambda x: x[:count], batches)
+    return jax.lax.map(of_worker, batches, batch_size=chunk or count)
+
+
+def measure(*, rounds: int) -> list[dict[str, Any]]:
+    """One record an attack."""
+    chunk, key = workers_at_once(), jax.random.key(0)
+    host = data()
+    batches = jax.tree.map(jnp.asarray, host)
+    cases, records = {}, []
+    for name, attack in ATTACKS.items():
+        trainer = trainer_for(attack, chunk=chunk)
+        state = initial(trainer, key)
+        step = timing.compile_for(trainer.step, state, batches, key)
+        cases[name] = functools.partial(step.call, state, batches, key)
+        count = NUM_WORKERS if attack.needs_own else NUM_WORKERS - NUM_BYZANTINE
+        gradients = functools.partial(_two_gradients, chunk, count)
+        args = state.params, state.model_state, batches
+        cases[f"{name} gradients"] = functools.partial(
+            timing.compile_for(gradients, *args).call, *args
+        )
+        if torch_step.available():
+            cases[f"{name} torch"] = torch_step.make(name, NUM_WORKERS, host)
+            if not attack.needs_own:
+                cases[f"{name} torch honest"] = torch_step.make(name, count, host)
+        records.append({"attack": name, "compile_seconds": step.compile_seconds})
+    spreads = timing.interleaved(cases, rounds=rounds, case_seconds=20)
+    for record in records:
+        name = record["attack"]
+        seconds = spreads[name].median
+        record["seconds"] = spreads[name]._asdict()
+        record["outside_gradients"] = 1 - spreads[f"{name} gradients"].median / seconds
+        for case in ("torch", "torch honest"):
+            if f"{name} {case}" in spreads:
+                spread = spreads[f"{name} {case}"]
+                record[case.replace(" ", "_")] = spread._asdict()
+                record[case.replace(" ", "_") + "_ratio"] = spread.median / seconds
+    return records
+
+
+def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:
+    """Seeds and learning rates: one vmapped program against one run after another."""
+    keys = jax.random.split(jax.random.key(0), runs)
+    rates = jnp.linspace(0.05, 0.2, runs)
+    batches = jax.tree.map(jnp.asarray, data())
+
+    def run(key, rate, chunk):
+        trainer = trainer_for(ATTACKS["sign flip"], rate, chunk)
+
+        def step(state, key):
+            return trainer.step(state, batches, key)
+
+        state = initial(trainer, key)
+        return jax.lax.scan(step, state, jax.random.split(key, steps))[1].loss
+
+    chunk = workers_at_once()
+    one = timing.compile_for(functools.partial(run, chunk=chunk), keys[0], rates[0])
+    # Under vmap a chunk holds so many workers of every run: one of each is enough.
+    inner = None if chunk is None else max(1, chunk // runs)
+    together = timing.compile_for(
+        jax.vmap(functools.partial(run, chunk=inner)), keys, rates
+    )
+    spreads = timing.interleaved(
+        {
+            "together": functools.partial(together.call, keys, rates),
+            "one by one": lambda: [
+                one.call(k, r) for k, r in zip(keys, rates, strict=True)
+            ],
+        },
+        rounds=rounds,
+    )
+    return {
+        "runs": runs,
+        "steps": steps,
+        "compile_one": one.compile_seconds,
+        "compile_together": together.compile_seconds,
+        "together": spreads["together"]._asdict(),
+        "one_by_one": spreads["one by one"]._asdict(),
+        "ratio": spreads["one by one"].median / spreads["together"].median,
+    }
