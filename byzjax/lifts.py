@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, stacked
+from byzjax import base, columns, order, stacked
 from byzjax.base import Aggregator
 
 
@@ -54,6 +54,7 @@ def coordinatewise(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
+    passes: int = 1,
 ) -> Aggregator:
     """Lifts a function of one leaf to an aggregator.
 
@@ -63,6 +64,7 @@ def coordinatewise(
         a second argument when the rule is weighted and weights are given.
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
+      passes: how often `reduce` goes over the rows; see `along_workers`.
     """
 
     def update(updates, state, params=None, *, weights=None, **extra):
@@ -74,13 +76,40 @@ def coordinatewise(
         checked = check_weights(name, weights, m)
 
         def of_leaf(x):
-            rows = x.astype(stacked.accumulator_dtype(x.dtype))
-            args = () if checked is None else (checked.astype(rows.dtype),)
-            return reduce(rows, *args).astype(x.dtype)
+            return along_workers(reduce, x, checked, passes=passes)
 
         return jax.tree.map(of_leaf, updates), state
 
     return Aggregator(optax.init_empty_state, update)
+
+
+def along_workers(
+    reduce: Callable[..., jax.Array],
+    x: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    passes: int = 1,
+) -> jax.Array:
+    """`reduce` over the rows of a leaf, `[m, ...]` → `[...]`, in at least float32.
+
+    What goes over the rows once fuses into one pass. More passes, and sorts of many
+    rows, run in blocks of columns, so that what they keep stays in cache.
+    """
+    m = x.shape[0]
+    args = () if weights is None else (weights,)
+
+    def of_rows(x, *args):
+        rows = x.astype(stacked.accumulator_dtype(x.dtype))
+        return reduce(rows, *(w.astype(rows.dtype) for w in args)).astype(x.dtype)
+
+    if passes == 1 and m <= order.NETWORK_LIMIT and weights is None:
+        return of_rows(x)
+
+    def of_block(x, *args):
+        return of_rows(x, *args)[None]
+
+    out = columns.map_columns(of_block, 1, stacked.flat_rows(x), *args)
+    return out.reshape(x.shape[1:])
 
 
 def geometric(

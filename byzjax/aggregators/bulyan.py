@@ -82,10 +82,14 @@ def bulyan(
             chosen = _repeated_krum(distances, f, count, squared)
         chosen = jnp.sort(chosen)
 
-        def of_leaf(x):
-            rows = jnp.asarray(x)[chosen].astype(stacked.accumulator_dtype(x.dtype))
+        def reduce(rows, chosen):
+            # Copied first: what fuses with a gather is computed again and again.
+            rows = lax.optimization_barrier(rows[chosen.astype(jnp.int32)])
             center = order.middle(rows, even=even)
-            return order.nearest_mean(rows, center, count - 2 * f).astype(x.dtype)
+            return order.nearest_mean(rows, center, count - 2 * f)
+
+        def of_leaf(x):
+            return lifts.along_workers(reduce, jnp.asarray(x), chosen, passes=3)
 
         return jax.tree.map(of_leaf, updates), state
 

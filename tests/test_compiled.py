@@ -1,0 +1,80 @@
+"""What compiled programs do, counted: passes, sorts, memory, size. Not seconds."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import byzjax
+
+M, F, D = 17, 7, 50_000
+ONE = D * 4  # Bytes of [d].
+STACK = M * ONE
+
+# name: (rule, how many stacks of bytes it may touch, how many [d] it may keep beside
+# its input and output). XLA counts a loop's body once, so passes in blocks count less.
+RULES = {
+    "mean": (byzjax.mean(), 1.2, 0.2),
+    "median": (byzjax.median(), 1.3, 0.2),
+    "trimmed_mean": (byzjax.trimmed_mean(F), 1.3, 0.2),
+    "krum": (byzjax.krum(F), 6.0, 8.0),
+    "geometric_median": (byzjax.geometric_median(), 6.0, 8.0),
+    "ctma(median)": (byzjax.ctma(byzjax.median(), F), 6.0, 8.0),
+    "meamed": (byzjax.meamed(F), 6.0, 12.0),
+    "phocas": (byzjax.phocas(F), 6.0, 12.0),
+}
+
+
+def compiled(rule, m=M, d=D):
+    x = jax.ShapeDtypeStruct((m, d), jnp.float32)
+    return jax.jit(rule.aggregate).lower(x).compile()
+
+
+def sorts_of_columns(text, d):
+    """Sorts in a compiled program whose operand has d columns."""
+    lines = [line for line in text.splitlines() if " sort(" in line]
+    return [line for line in lines if f",{d}]" in line or f"[{d}]" in line]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_read_and_kept(name):
+    rule, stacks, kept = RULES[name]
+    program = compiled(rule)
+    assert program.cost_analysis()["bytes accessed"] <= stacks * STACK
+    assert program.memory_analysis().temp_size_in_bytes <= kept * ONE
+    assert not sorts_of_columns(program.as_text(), D)
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+def test_one_pass_is_one_fusion(name):
+    text = compiled(RULES[name][0]).as_text()
+    entry = text[text.index("ENTRY") :]
+    assert entry.count(" fusion(") <= 2
+    assert " while(" not in entry
+
+
+@pytest.mark.parametrize("name", ["meamed", "phocas", "krum", "ctma(median)"])
+def test_memory_beside_the_stack_does_not_grow_with_it(name):
+    rule = RULES[name][0]
+    sizes = [
+        compiled(rule, d=d).memory_analysis().temp_size_in_bytes
+        for d in (100_000, 400_000)
+    ]
+    assert sizes[1] - sizes[0] <= 1.5 * 4 * 300_000  # One [d] at most.
+
+
+def test_programs_of_many_workers_are_bounded():
+    def size(m):
+        x = jax.ShapeDtypeStruct((m, 1000), jnp.float32)
+        lowered = jax.jit(byzjax.median().aggregate).lower(x)
+        return lowered.as_text().count("\n")
+
+    assert size(512) < 2 * size(65)
+    assert size(512) < 3 * size(64)
+
+
+def test_the_counts_see_a_sort_and_a_copy():
+    x = jax.ShapeDtypeStruct((M, D), jnp.float32)
+    program = jax.jit(lambda x: jnp.median(x, axis=0)).lower(x).compile()
+    kept = program.memory_analysis().temp_size_in_bytes
+    assert sorts_of_columns(program.as_text(), D) or kept > STACK
+    assert program.cost_analysis()["bytes accessed"] > 2 * STACK
