@@ -100,7 +100,7 @@ test: $(TEST_STAMP) lint
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM; \
 	cp -R $(wildcard $(TESTED_FILES)) "$$folder"; cd "$$folder"; \
 	env -u PYTHONPATH BYZJAX_TEST_INSTALLED=1 "$$python" -m pytest \
-	  -n logical --maxprocesses 4 --dist worksteal --durations 10 \
+	  -n logical --maxprocesses 4 --dist loadgroup --durations 10 \
 	  $(PYTEST_FLAGS) --pyargs byzjax ./tests
 
 clean:
