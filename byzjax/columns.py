@@ -18,6 +18,8 @@ from byzjax import order
 # only bound the memory of what is computed from it. In elements, not columns.
 _CPU_BLOCK = 1 << 18
 _DEVICE_BLOCK = 1 << 25
+# Columns of a leaf that is copied into a bundle of others.
+_SMALL = 1 << 14
 
 
 def accumulator_dtype(dtype) -> Any:
@@ -29,6 +31,36 @@ def accumulator_dtype(dtype) -> Any:
 def flat_rows(leaf: jax.Array) -> jax.Array:
     """`[m, ...]` as `[m, n]`."""
     return leaf.reshape(leaf.shape[0], -1)
+
+
+def bundled(
+    rows: list[jax.Array], vectors: list[jax.Array] | None = None
+) -> tuple[list[jax.Array], list[tuple[jax.Array, ...]]]:
+    """The same columns in fewer arrays: small ones of one dtype side by side.
+
+    A tree of a hundred leaves would make a hundred loops, slow to compile.
+
+    Args:
+      rows: `[m, n]` each.
+      vectors: `[n]` each, one beside each of `rows`.
+
+    Returns:
+      Rows, and for each a tuple of its vector, empty without vectors.
+    """
+    groups: dict[object, list[int]] = {}
+    for k, x in enumerate(rows):
+        small = x.shape[1] <= _SMALL
+        kinds = x.dtype, None if vectors is None else vectors[k].dtype
+        groups.setdefault(kinds if small else k, []).append(k)
+
+    def join(arrays, group):
+        parts = [arrays[k] for k in group]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    joined = [join(rows, group) for group in groups.values()]
+    if vectors is None:
+        return joined, [()] * len(joined)
+    return joined, [(join(vectors, group),) for group in groups.values()]
 
 
 def total(parts: list[jax.Array]) -> jax.Array:

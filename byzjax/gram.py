@@ -134,7 +134,7 @@ def _gram_pass(rows, origins, center):
         z = x - o[None]
         return product(y, y), jnp.sum(z * z, axis=1)
 
-    vectors = [()] * len(rows) if origins is None else [(o,) for o in origins]
+    rows, vectors = columns.bundled(rows, origins)
     parts = [
         columns.fold(of_block, x, *o, scalars=(center,))
         for x, o in zip(rows, vectors, strict=True)

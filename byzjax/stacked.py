@@ -207,10 +207,11 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
         gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
         return jnp.sum(jnp.where(known, gap * gap, jnp.inf), axis=1)
 
-    parts = [
-        columns.fold(of_block, flat_rows(x), c.ravel())
-        for x, c in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True)
-    ]
+    rows, centers = columns.bundled(
+        [flat_rows(x) for x in jax.tree.leaves(updates)],
+        [c.ravel() for c in jax.tree.leaves(center)],
+    )
+    parts = [columns.fold(of_block, x, *c) for x, c in zip(rows, centers, strict=True)]
     total = columns.total(parts)
     return jnp.where(total < LARGEST_SQUARE, total, jnp.inf)
 
