@@ -40,3 +40,33 @@ def standard_promotion():
     """JAX's own promotion of dtypes, for tests that run Adam or other people's code."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+def group(item):
+    """Tests that share compiled programs: an xdist group, else a file."""
+    marker = item.get_closest_marker("xdist_group")
+    return marker.args[0] if marker else item.nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items):
+    """Runs each group in one go, with or without xdist."""
+    first = {}
+    for position, item in enumerate(items):
+        first.setdefault(group(item), position)
+    items.sort(key=lambda item: first[group(item)])
+
+
+tests_since_clearing = 0
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Frees compiled programs now and then, between groups.
+
+    Each holds dozens of memory maps, and a process that has as many as Linux allows
+    (65 530) crashes at its next compilation.
+    """
+    global tests_since_clearing
+    tests_since_clearing += 1
+    if tests_since_clearing >= 250 and nextitem and group(nextitem) != group(item):
+        jax.clear_caches()
+        tests_since_clearing = 0
