@@ -260,6 +260,7 @@ def trainer(
         if has_model_state:
             one = jax.tree.map(lambda x: x[0], new_states)
             _check_shapes("loss_fn's new model state", one, model_state)
+        if jax.tree.leaves(model_state):  # A model may have none, and say so by {}.
             new_states, forger_state = _forge(
                 model_state_attack, new_states, forger_state, h, f, keys[2], model_state
             )
