@@ -1,0 +1,32 @@
+"""The grid that the paper's figures share: rules, optimizers, panels."""
+
+from experiments import plot
+from experiments.config import Config, grid
+
+METAS = ("{}", "bucketing({})", "nnm({})", "ctma({})", "ctma(nnm({}))")
+BASES = ("median", "geometric_median")
+OPTIMIZERS = ("momentum", "mu2sgd")
+RULES = [meta.format(base) for base in BASES for meta in METAS]
+
+
+def mnist(
+    attacks, *, num_byzantine=8, optimizers=OPTIMIZERS, rules=RULES
+) -> list[Config]:
+    """Conf. 1 of the paper under some attacks."""
+    return grid(
+        Config(num_byzantine=num_byzantine),
+        attack=attacks,
+        optimizer=optimizers,
+        rule=rules,
+    )
+
+
+def panels(results, title: str):
+    """A row an optimizer, a column an attack and base rule, a line a rule."""
+    return plot.curves(
+        results,
+        rows=lambda config: config.optimizer,
+        columns=lambda config: f"{config.attack}, {plot.base_of(config.rule)}",
+        lines=lambda config: plot.meta_of(config.rule),
+        title=title,
+    )

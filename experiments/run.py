@@ -1,0 +1,219 @@
+"""Runs configurations: `run(configs, seeds=3)`, which a kill at any moment only delays.
+
+Finished seeds are skipped. A run saves its state now and then, and starts from there
+the next time; it ends with the bits of a run that was never stopped.
+"""
+
+import functools
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from experiments import data, store, train
+from experiments.config import Config
+from experiments.store import Result
+
+
+def run(
+    configs: Iterable[Config],
+    seeds: int = 3,
+    *,
+    out: str | os.PathLike[str] = "out",
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    together: bool | None = None,
+    checkpoint_seconds: float = 30.0,
+    tensorboard: bool = False,
+    compiler_options: dict[str, Any] | None = None,
+    console: Console | None = None,
+) -> list[Result]:
+    """Trains what is not finished yet, and returns all results.
+
+    Args:
+      configs: what to run; the same one twice is run once.
+      seeds: how many; they are 0, 1, ….
+      out: folder of everything that is written.
+      data_dir: of tensorflow-datasets, see `experiments.data.load`.
+      cache_dir: of arrays once read.
+      download: whether TFDS may download what is missing.
+      together: whether the seeds of a configuration are one vmapped program. None:
+        on accelerators; on a CPU they would be slower than one after another.
+      checkpoint_seconds: how long a run goes before its state is saved.
+      tensorboard: whether metrics are also written for TensorBoard.
+      compiler_options: see `jax.jit`.
+      console: of the progress bar.
+
+    Raises:
+      DataError: if a data set is not there.
+    """
+    out, console = pathlib.Path(out), console or Console()
+    configs = list(dict.fromkeys(configs))
+    if together is None:
+        together = jax.default_backend() != "cpu"
+    todo = [
+        (config, [s for s in range(seeds) if not store.is_finished(out, config, s)])
+        for config in configs
+    ]
+    todo = [(config, missing) for config, missing in todo if missing]
+    sets = {
+        name: data.load(name, data_dir, cache_dir=cache_dir, download=download)
+        for name in {config.dataset for config, _ in todo}
+    }
+    total = sum(config.steps * len(missing) for config, missing in todo)
+    with _progress(console) as progress:
+        bar = progress.add_task("", total=total)
+        for number, (config, missing) in enumerate(todo, 1):
+            progress.update(bar, description=f"{number}/{len(todo)} {config}")
+            groups = [missing] if together else [[seed] for seed in missing]
+            with store.opened(out, config):
+                program = _Program(config, sets[config.dataset], compiler_options)
+                for group in groups:
+                    problems = _train(
+                        program,
+                        group,
+                        out,
+                        checkpoint_seconds,
+                        lambda steps: progress.advance(bar, steps),
+                    )
+                    for problem in problems:
+                        console.print(f"{config}: {problem}", style="yellow")
+            jax.clear_caches()  # Each configuration is a program of its own.
+    if tensorboard:
+        for config in configs:
+            for seed in range(seeds):
+                _to_tensorboard(out, config, seed)
+    return store.load(out, configs, seeds)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", style="dim"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+class _Program:
+    """A configuration's functions of several keys, compiled once for all groups."""
+
+    def __init__(
+        self, config: Config, dataset: data.Dataset, compiler_options: Any = None
+    ) -> None:
+        self.config = config
+        pieces = train.make_run(config, dataset)
+        self.data = pieces.data
+        jit = functools.partial(jax.jit, compiler_options=compiler_options)
+        self._init = jit(jax.vmap(pieces.init))
+        segment = jax.vmap(pieces.segment, in_axes=(None, 0, 0))
+        self._segment = jit(segment, donate_argnums=1)
+
+    def init(self, keys: jax.Array):
+        return self._init(keys)
+
+    def segment(self, states, keys: jax.Array):
+        return self._segment(self.data, states, keys)
+
+
+def _train(
+    program: _Program,
+    seeds: Sequence[int],
+    out: pathlib.Path,
+    checkpoint_seconds: float,
+    advance: Callable[[int], object],
+) -> list[str]:
+    """Trains some seeds together, from their checkpoint if there is one."""
+    config = program.config
+    folder = store.folder(out, config)
+    name = "-".join(str(seed) for seed in seeds)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    paths = [store.metrics_path(out, config, seed) for seed in seeds]
+    if all(store.is_finished(out, config, seed) for seed in seeds):
+        advance(config.steps * len(seeds))  # By another process, while this one waited.
+        return []
+    states, problems, first = program.init(keys), [], True
+    checkpoints = (folder / f"checkpoint-{name}").resolve()
+    latest_only: Any = ocp.training.preservation_policies.LatestN(1)
+    with ocp.training.Checkpointer(
+        str(checkpoints), preservation_policy=latest_only
+    ) as checkpointer:
+        step = checkpointer.latest.step if checkpointer.latest else 0
+        # Rows reach the disk before the state does: those up to its step are there.
+        whole = [store.truncate(out, config, seed, step) for seed in seeds]
+        if not all(whole):
+            raise RuntimeError(f"rows are missing before step {step}: delete {folder}")
+        if step:
+            leaves, structure = jax.tree.flatten(states)
+            states = structure.unflatten(checkpointer.load(abstract_state=leaves))
+        advance(step * len(seeds))
+        begun = saved = started = time.monotonic()
+        start = step
+        while step < config.steps:
+            states, rows = program.segment(states, keys)
+            rows = {key: value.tolist() for key, value in jax.device_get(rows).items()}
+            if first:  # Mostly compilation: left out of the time of a step.
+                first, started, start = False, time.monotonic(), step
+                start += config.eval_every
+            for index, path in enumerate(paths):
+                row = {key: value[index] for key, value in rows.items()}
+                store.append(path, row)
+            problems += _not_finite(config, seeds, rows, step, problems)
+            step += config.eval_every
+            advance(config.eval_every * len(seeds))
+            if step < config.steps and time.monotonic() - saved >= checkpoint_seconds:
+                checkpointer.save(step, jax.tree.leaves(states))
+                saved = time.monotonic()
+    shutil.rmtree(checkpoints)
+    now = time.monotonic()
+    timing = {"seeds": list(seeds), "seconds": round(now - begun, 3)}
+    if step > start:
+        timing["seconds_per_step"] = (now - started) / (step - start) / len(seeds)
+    timing |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    store.append(folder / "timing.jsonl", timing)
+    return problems
+
+
+def _not_finite(config, seeds, rows, step, known) -> list[str]:
+    """Says of a seed, once, between which steps its loss was no longer finite."""
+    found = []
+    for index, seed in enumerate(seeds):
+        start = f"seed {seed}: "
+        bad = not jnp.isfinite(rows["loss"][index] + rows["test_loss"][index])
+        if bad and not any(problem.startswith(start) for problem in known):
+            found.append(
+                f"{start}the loss became non-finite between steps {step} and "
+                f"{step + config.eval_every}"
+            )
+    return found
+
+
+def _to_tensorboard(out: pathlib.Path, config: Config, seed: int) -> None:
+    """Writes the rows of a run as events, unless that was done before."""
+    from tensorboardX import SummaryWriter
+
+    logs = out / "tensorboard" / f"{config.digest()}-seed-{seed}"
+    if logs.is_dir():
+        return
+    with SummaryWriter(str(logs)) as writer:
+        writer.add_text("config", str(config))
+        for row in store.rows(out, config, seed):
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    writer.add_scalar(name, value, row["step"])
