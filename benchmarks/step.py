@@ -9,13 +9,15 @@ import numpy as np
 import optax
 
 import byzjax
-from benchmarks import model, timing, torch_step
+from benchmarks import timing, torch_step
+from experiments.models import make_model
 
 NUM_WORKERS = 17
 NUM_BYZANTINE = 8
 BATCH_SIZE = 4
 MAX_NORM = 2.0
 LEARNING_RATE = 0.1
+MODEL = make_model("convnet", "mnist")
 ATTACKS = {"sign flip": byzjax.attacks.sign_flip(), "little": byzjax.attacks.alie()}
 
 
@@ -32,13 +34,17 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return images, draw.integers(0, 10, shape, dtype=np.int32)
 
 
+def on_device(host: tuple[np.ndarray, np.ndarray]) -> dict[str, jax.Array]:
+    return dict(zip(("image", "label"), map(jnp.asarray, host), strict=True))
+
+
 def trainer_for(
     attack: byzjax.Attack, learning_rate: Any = LEARNING_RATE, chunk: int | None = None
 ) -> byzjax.Trainer:
     """μ²-SGD with CTMA over the geometric median, the authors' setting."""
     rule = byzjax.geometric_median(smoothing=0.1, num_iterations=3, init="zeros")
     return byzjax.trainer(
-        model.loss_for(model.MnistNet()),
+        MODEL.loss,
         worker=byzjax.storm(byzjax.authors_beta),
         attack=attack,
         aggregator=byzjax.ctma(rule, NUM_BYZANTINE),
@@ -54,14 +60,12 @@ def trainer_for(
 
 
 def initial(trainer: byzjax.Trainer, key: jax.Array) -> byzjax.TrainState:
-    images = jnp.zeros((BATCH_SIZE, 28, 28, 1))
-    variables = model.MnistNet().init(key, images)
-    return trainer.init(variables["params"], variables["batch_stats"])
+    return trainer.init(*MODEL.init(key))
 
 
 def _two_gradients(chunk, count, params, statistics, batches):
     """The gradients of one step alone, for `count` workers."""
-    gradient = jax.grad(model.loss_for(model.MnistNet()), has_aux=True)
+    gradient = jax.grad(MODEL.loss, has_aux=True)
     other = jax.tree.map(lambda x: x * 0.9, params)
 
     def of_worker(batch):
@@ -75,7 +79,7 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
     """One record an attack."""
     chunk, key = workers_at_once(), jax.random.key(0)
     host = data()
-    batches = jax.tree.map(jnp.asarray, host)
+    batches = on_device(host)
     cases, records = {}, []
     for name, attack in ATTACKS.items():
         trainer = trainer_for(attack, chunk=chunk)
@@ -111,7 +115,7 @@ def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:
     """Seeds and learning rates: one vmapped program against one run after another."""
     keys = jax.random.split(jax.random.key(0), runs)
     rates = jnp.linspace(0.05, 0.2, runs)
-    batches = jax.tree.map(jnp.asarray, data())
+    batches = on_device(data())
 
     def run(key, rate, chunk):
         trainer = trainer_for(ATTACKS["sign flip"], rate, chunk)

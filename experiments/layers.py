@@ -1,84 +1,163 @@
-"""Convolution and pooling, fast where every worker has a gradient of its own.
+"""Layers for one gradient a worker, of parameters that all workers share.
 
-Workers share the parameters, so under `vmap` activations and their gradients are
-ordinary convolutions over all workers' images. Only the gradient of the kernel differs
-between workers, and becomes a grouped convolution, slow on CPUs: here it is written as
-matrix products over shifted images instead.
+Under `vmap` over the workers, activations and their gradients then are ordinary
+convolutions over all workers' images. Only the gradient of a kernel differs between
+workers, and becomes a grouped convolution, slow on CPUs: `convolve` writes it as one
+matrix product a worker. `norm_relu_pool` passes over its large input as few times as
+can be. Both are what `flax.linen` computes, to rounding.
 """
 
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
-
-def _convolution(strides):
-    """Same padding, with odd kernels, as a custom derivative."""
-
-    def plain(images, kernel):
-        kh, kw = kernel.shape[:2]
-        return lax.conv_general_dilated(
-            images,
-            kernel,
-            (strides, strides),
-            ((kh // 2, kh // 2), (kw // 2, kw // 2)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def forward(images, kernel):
-        return plain(images, kernel), (images, kernel)
-
-    def backward(saved, cotangent):
-        images, kernel = saved
-        kh, kw, channels, features = kernel.shape
-        b, h, w, _ = cotangent.shape
-        (of_images,) = jax.linear_transpose(lambda x: plain(x, kernel), images)(
-            cotangent
-        )
-        around = ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0))
-        padded = jnp.pad(images, around)
-        # Shifts along the width side by side; those along the height are slices of it.
-        shifts = [padded[:, :, j : j + strides * w : strides] for j in range(kw)]
-        wide = jnp.concatenate([x[:, :, :w] for x in shifts], axis=-1)
-        flat = cotangent.reshape(b * h * w, features)
-        rows = [
-            wide[:, i : i + strides * h : strides][:, :h].reshape(-1, kw * channels).T
-            @ flat
-            for i in range(kh)
-        ]
-        return of_images, jnp.stack(rows).reshape(kernel.shape)
-
-    function = jax.custom_vjp(plain)
-    function.defvjp(forward, backward)
-    return function
+EPSILON = 1e-5  # Of batch norm, as in PyTorch.
 
 
-class Conv(nn.Module):
-    """`nn.Conv` with a square, odd kernel and the padding that keeps the size."""
-
-    features: int
-    size: int
-    strides: int = 1
-    use_bias: bool = True
-    kernel_init: Any = nn.initializers.lecun_normal()
-    bias_init: Any = nn.initializers.zeros
-
-    @nn.compact
-    def __call__(self, images):
-        shape = (self.size, self.size, images.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        outputs = _convolution(self.strides)(images, kernel)
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,))
-            outputs += bias.reshape(1, 1, 1, -1)
-        return outputs
+def convolution(images: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
+    """XLA's own, with k // 2 zeros around: `[b, h, w, c]`, `[k, k, c, features]`."""
+    around = (kernel.shape[0] // 2,) * 2
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (strides, strides),
+        (around, around),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
-def max_pool(images: jax.Array) -> jax.Array:
-    """Windows of 2×2, by elementwise maxima, whose gradient is elementwise as well."""
-    b, h, w, c = images.shape
-    pairs = images.reshape(b, h // 2, 2, w // 2, 2, c)
-    across = jnp.maximum(pairs[:, :, :, :, 0], pairs[:, :, :, :, 1])
-    return jnp.maximum(across[:, :, 0], across[:, :, 1])
+def _few_channels(kernel):
+    """Whether products over patches beat a convolution, which fills no vector."""
+    return kernel.shape[2] < 8
+
+
+def _patches(images, k):
+    """All windows `[k * k * c, b * h * w]`, shared by gradients on one batch."""
+    _, h, w, c = images.shape
+    around = (k // 2, k // 2)
+    padded = jnp.pad(jnp.moveaxis(images, -1, 0), ((0, 0), (0, 0), around, around))
+    shifts = [padded[:, :, i : i + h, j : j + w] for i in range(k) for j in range(k)]
+    return jnp.concatenate(shifts).reshape(k * k * c, -1)
+
+
+@jax.custom_vjp
+def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolution` in steps of one, k odd, with a derivative for many workers."""
+    if not _few_channels(kernel):
+        return convolution(images, kernel)
+    k, _, channels, features = kernel.shape
+    windows = _patches(images, k)
+    outputs = jnp.matmul(windows.T, kernel.reshape(k * k * channels, features))
+    return outputs.reshape(*images.shape[:3], features)
+
+
+def _convolve_forward(images, kernel):
+    return convolve(images, kernel), (images, kernel)
+
+
+def _convolve_backward(saved, cotangent):
+    images, kernel = saved
+    k, _, channels, features = kernel.shape
+    w = images.shape[2]
+    # Of images: the convolution with the kernel turned round.
+    of_images = convolution(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    if _few_channels(kernel):
+        product = jnp.matmul(_patches(images, k), cotangent.reshape(-1, features))
+        return of_images, product.reshape(kernel.shape)
+    # Shifts along the width are taken of the images, those along the height of the
+    # cotangent: fewer copies than k * k shifts of one, and a squarer product. Images
+    # lie below one another, r empty rows between them, so that shifts are slices.
+    r = k // 2
+    padded = jnp.pad(images, ((0, 0), (0, r), (r, r), (0, 0)))
+    wide = jnp.concatenate([padded[:, :, j : j + w] for j in range(k)], -1)
+    rows = jnp.pad(cotangent, ((0, 0), (0, r), (0, 0), (0, 0))).reshape(-1, features)
+    size, rows = rows.shape[0], jnp.pad(rows, ((r * w, r * w), (0, 0)))
+    starts = [(k - 1 - i) * w for i in range(k)]
+    tall = jnp.concatenate([rows[at : at + size] for at in starts], -1)
+    product = jnp.matmul(wide.reshape(size, k * channels).T, tall)
+    of_kernel = product.reshape(k, channels, k, features).transpose(2, 0, 1, 3)
+    return of_images, of_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@jax.custom_vjp
+def norm_relu_pool(
+    inputs: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch norm in training, ReLU, maxima of windows 2×2.
+
+    Args:
+      inputs: `[b, h, w, c]`, h and w even.
+      scale: `[c]`.
+      bias: `[c]`.
+
+    Returns:
+      The outputs `[b, h / 2, w / 2, c]`; mean and variance `[c]` of the inputs.
+    """
+    return _pool_forward(inputs, scale, bias)[0]
+
+
+def _channels(x):
+    return x.reshape(1, 1, 1, -1)
+
+
+def _windows(x):
+    """The four entries of each window, in reading order."""
+    b, h, w, c = x.shape
+    split = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return [split[:, :, i, :, j] for i in range(2) for j in range(2)]
+
+
+def _pool_forward(inputs, scale, bias):
+    count = math.prod(inputs.shape[:3])
+    mean = jnp.sum(inputs, (0, 1, 2)) / count
+    variance = jnp.sum(inputs * inputs, (0, 1, 2)) / count - mean * mean
+    variance = jnp.maximum(variance, 0)
+    slope = scale * lax.rsqrt(variance + EPSILON)
+    # The largest output of a window comes from its largest input, or its smallest.
+    sign = _channels(jnp.where(slope < 0, -1, 1).astype(inputs.dtype))
+    first, second, third, fourth = (sign * x for x in _windows(inputs))
+    largest = jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
+    at = jnp.where(third == largest, 2, 3)
+    at = jnp.where(second == largest, 1, at)
+    at = jnp.where(first == largest, 0, at).astype(jnp.uint8)
+    chosen = sign * largest
+    outputs = (chosen - _channels(mean)) * _channels(slope) + _channels(bias)
+    outputs = jnp.maximum(outputs, 0)
+    return (outputs, mean, variance), (
+        inputs,
+        scale,
+        mean,
+        variance,
+        chosen,
+        at,
+        outputs,
+    )
+
+
+def _pool_backward(saved, cotangents):
+    inputs, scale, mean, variance, chosen, at, outputs = saved
+    of_outputs, of_mean, of_variance = cotangents
+    count = math.prod(inputs.shape[:3])
+    inverse = lax.rsqrt(variance + EPSILON)
+    passed = jnp.where(outputs > 0, of_outputs, 0)
+    of_bias = jnp.sum(passed, (0, 1, 2))
+    of_scale = jnp.sum(passed * (chosen - _channels(mean)), (0, 1, 2)) * inverse
+    # What flows back through mean and variance, a + b (x - mean) for each channel.
+    slope = scale * inverse
+    a = (of_mean - slope * of_bias) / count
+    b = (2 * of_variance - slope * inverse * of_scale) / count
+    place = jnp.arange(4, dtype=at.dtype).reshape(1, 1, 2, 1, 2, 1)
+    wins = at[:, :, None, :, None] == place
+    spread = jnp.where(wins, (passed * _channels(slope))[:, :, None, :, None], 0)
+    of_inputs = spread.reshape(inputs.shape) + (
+        _channels(a) + _channels(b) * (inputs - _channels(mean))
+    )
+    return of_inputs, of_scale, of_bias
+
+
+norm_relu_pool.defvjp(_pool_forward, _pool_backward)

@@ -5,7 +5,6 @@ and biases uniform within 1/√(inputs of a unit), batch norm with ε = 10⁻⁵
 a tenth of its running statistics a step.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from experiments.layers import Conv, max_pool
+from experiments import layers
 
 
 class Model(NamedTuple):
@@ -53,15 +52,55 @@ def dense(features: int, inputs: jax.Array) -> jax.Array:
     return nn.Dense(features, kernel_init=start, bias_init=start)(inputs)
 
 
-def conv(
-    features: int, size: int, images: jax.Array, *, strides: int = 1, bias: bool = True
-) -> jax.Array:
-    start = _within(size * size * images.shape[-1])
-    return Conv(features, size, strides, bias, start, start)(images)
+class Conv(nn.Module):
+    """`nn.Conv` without bias, odd size, zeros around."""
+
+    features: int
+    size: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, images):
+        channels = images.shape[-1]
+        shape = self.size, self.size, channels, self.features
+        kernel = self.param("kernel", _within(math.prod(shape[:3])), shape)
+        if self.strides == 1:
+            return layers.convolve(images, kernel)
+        return layers.convolution(images, kernel, self.strides)
 
 
 def norm(train: bool, inputs: jax.Array) -> jax.Array:
     return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)(inputs)
+
+
+class ConvNormPool(nn.Module):
+    """Convolution 5×5 with bias, batch norm, ReLU, max-pool 2."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        channels, each = images.shape[-1], ((self.features,), jnp.float32)
+        start = _within(25 * channels)
+        kernel = self.param("kernel", start, (5, 5, channels, self.features))
+        bias = self.param("bias", start, *each)
+        scale = self.param("scale", nn.initializers.ones, *each)
+        shift = self.param("shift", nn.initializers.zeros, *each)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, *each)
+        variance = self.variable("batch_stats", "variance", jnp.ones, *each)
+        outputs = layers.convolve(images, kernel)
+        if not train:
+            slope = scale * jax.lax.rsqrt(variance.value + layers.EPSILON)
+            shift = (bias - mean.value) * slope + shift
+            slope, shift = slope.reshape(1, 1, 1, -1), shift.reshape(1, 1, 1, -1)
+            outputs = outputs * slope + shift
+            return nn.max_pool(nn.relu(outputs), (2, 2), (2, 2))
+        # Batch norm takes away what the bias adds: it moves the running mean only.
+        outputs, new_mean, new_variance = layers.norm_relu_pool(outputs, scale, shift)
+        if not self.is_initializing():
+            mean.value = 0.9 * mean.value + 0.1 * (new_mean + bias)
+            variance.value = 0.9 * variance.value + 0.1 * new_variance
+        return outputs
 
 
 class ConvNet(nn.Module):
@@ -75,8 +114,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         for features in (16, 32):
-            images = nn.relu(norm(train, conv(features, 5, images)))
-            images = max_pool(images)
+            images = ConvNormPool(features)(images, train)
         return dense(self.classes, images.reshape(images.shape[0], -1))
 
 
@@ -88,11 +126,11 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        convolve = functools.partial(conv, self.features, bias=False)
-        inner = nn.relu(norm(train, convolve(3, images, strides=self.strides)))
-        inner = norm(train, convolve(3, inner))
+        inner = Conv(self.features, 3, self.strides)(images)
+        inner = Conv(self.features, 3)(nn.relu(norm(train, inner)))
+        inner = norm(train, inner)
         if inner.shape != images.shape:
-            images = norm(train, convolve(1, images, strides=self.strides))
+            images = norm(train, Conv(self.features, 1, self.strides)(images))
         return nn.relu(inner + images)
 
 
@@ -103,7 +141,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        images = nn.relu(norm(train, conv(64, 3, images, bias=False)))
+        images = nn.relu(norm(train, Conv(64, 3)(images)))
         for stage, features in enumerate((64, 128, 256, 512)):
             for strides in (2 if stage else 1, 1):
                 images = BasicBlock(features, strides)(images, train)
@@ -147,7 +185,7 @@ def functions(network: nn.Module, shape: tuple[int, ...]) -> Model:
         return variables["params"], variables.get("batch_stats", {})
 
     def init(key):
-        return split(network.init(key, jnp.zeros((1, *shape)), train=True))
+        return split(network.init(key, jnp.zeros((1, *shape), jnp.float32), train=True))
 
     def apply(params, model_state, images, **options):
         variables = {"params": params, "batch_stats": model_state}

@@ -1,0 +1,165 @@
+"""Models of the experiments: what is fast equals what Flax computes plainly."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from experiments import layers, models
+
+
+class PlainConvNet(nn.Module):
+    """The paper's network in Flax's own layers."""
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train):
+        for features in (16, 32):
+            images = nn.Conv(features, (5, 5))(images)
+            images = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)(images)
+            images = nn.max_pool(nn.relu(images), (2, 2), (2, 2))
+        return nn.Dense(self.classes)(images.reshape(images.shape[0], -1))
+
+
+def plain(params, model_state):
+    """The trees of `ConvNet` in the places of `PlainConvNet`."""
+    moved, statistics = {"Dense_0": params["Dense_0"]}, {}
+    for i in range(2):
+        p, s = params[f"ConvNormPool_{i}"], model_state[f"ConvNormPool_{i}"]
+        moved[f"Conv_{i}"] = {"kernel": p["kernel"], "bias": p["bias"]}
+        moved[f"BatchNorm_{i}"] = {"scale": p["scale"], "bias": p["shift"]}
+        statistics[f"BatchNorm_{i}"] = {"mean": s["mean"], "var": s["variance"]}
+    return moved, statistics
+
+
+def batches(draw, workers=3, size=4):
+    """Like MNIST: most of an image is one and the same value, so windows tie."""
+    shape = workers, size, 28, 28, 1
+    images = np.maximum(draw.normal(size=shape), 0.5) - 0.9
+    images[:, :, :, :14] = images[:, :, :1] = -0.4
+    labels = draw.integers(0, 10, shape[:2])
+    return {"image": jnp.float32(images), "label": jnp.int32(labels)}
+
+
+def close(got, want, tolerance=1e-5):
+    """Leaf by leaf, relative to a leaf's norm, which hides no small leaf below 1."""
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        bound = tolerance * max(1, np.linalg.norm(y))
+        assert np.linalg.norm(np.subtract(x, y)) <= bound, path
+
+
+@pytest.fixture(scope="module")
+def convnet():
+    model = models.make_model("convnet", "mnist")
+    return model, *jax.jit(model.init)(jax.random.key(0))
+
+
+def test_every_worker_has_the_gradient_of_plain_layers(convnet):
+    draw = np.random.default_rng(0)
+    fast, params, state = convnet
+    slow = models.functions(PlainConvNet(), (28, 28, 1))
+    # Scales of both signs, so that some maxima come from the smallest inputs.
+    params = jax.tree.map(
+        lambda x: x + np.float32(draw.normal(scale=0.3, size=x.shape)), params
+    )
+    params["ConvNormPool_0"]["scale"] *= np.float32(draw.choice([-1, 1], 16))
+    data = batches(draw)
+
+    def all_of(model, at, old):
+        gradient = jax.value_and_grad(model.loss, has_aux=True)
+        (loss, new), grads = jax.vmap(gradient, (None, None, 0))(at, old, data)
+        return loss, new, grads, model.logits(at, old, data["image"][0])
+
+    moved = plain(params, state)
+    with jax.numpy_rank_promotion("allow"):  # Flax's layers promote ranks.
+        want = jax.jit(lambda: all_of(slow, *moved))()
+    loss, new, grads, logits = jax.jit(lambda: all_of(fast, params, state))()
+    grads, new = plain(grads, new)
+    close((loss, new, grads, logits), want)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_derivatives_of_a_convolution(k, channels):
+    draw = np.random.default_rng(k)
+    images = np.float32(draw.normal(size=(2, 6, 8, channels)))
+    kernel = np.float32(draw.normal(size=(k, k, channels, 4)))
+
+    def both(function):
+        outputs, pullback = jax.vjp(function, images, kernel)
+        return outputs, pullback(jnp.cos(outputs))
+
+    close(both(layers.convolve), both(layers.convolution))
+
+
+def test_derivatives_of_mean_and_variance():
+    draw = np.random.default_rng(2)
+    inputs = np.float32(draw.normal(size=(2, 4, 6, 3)))
+    scale, bias = np.float32(draw.normal(size=(2, 3)))
+
+    def plainly(inputs, scale, bias):
+        mean = jnp.mean(inputs, (0, 1, 2), keepdims=True)
+        variance = jnp.var(inputs, (0, 1, 2), keepdims=True)
+        slope = scale.reshape(1, 1, 1, 3) / jnp.sqrt(variance + layers.EPSILON)
+        outputs = (inputs - mean) * slope + bias.reshape(1, 1, 1, 3)
+        outputs = nn.max_pool(nn.relu(outputs), (2, 2), (2, 2))
+        return outputs, mean.ravel(), variance.ravel()
+
+    def both(function):
+        outputs, pullback = jax.vjp(function, inputs, scale, bias)
+        return outputs, pullback(jax.tree.map(jnp.cos, outputs))
+
+    close(both(layers.norm_relu_pool), both(plainly))
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "size"),
+    [
+        ("convnet", "mnist", 29_034),  # 416 + 32 + 12 832 + 64 + 15 690
+        ("convnet", "fashion_mnist", 29_034),
+        ("convnet", "cifar10", 34_634),  # 1 216 + 32 + 12 832 + 64 + 20 490
+        ("convnet", "digits", 14_634),
+        ("mlp", "digits", 4_810),
+        ("resnet18", "cifar10", 11_173_962),
+    ],
+)
+def test_shapes(name, dataset, size):
+    model = models.make_model(name, dataset)
+    shape, classes = models.DATASETS[dataset]
+    params, state = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == size
+    batch = {
+        "image": jax.ShapeDtypeStruct((4, *shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((4,), jnp.int32),
+    }
+    loss, new = jax.eval_shape(model.loss, params, state, batch)
+    assert loss.shape == ()
+    assert new == state
+    logits = jax.eval_shape(model.logits, params, state, batch["image"])
+    assert logits.shape == (4, classes)
+
+
+def test_starts_as_pytorch_does(convnet):
+    _, params, state = convnet
+    fan_in = {"ConvNormPool_0": 25, "ConvNormPool_1": 400, "Dense_0": 1568}
+    for name, count in fan_in.items():
+        for part in ("kernel", "bias"):
+            largest = np.max(np.abs(params[name][part])) * math.sqrt(count)
+            assert 0.5 < largest <= 1
+    for i in range(2):
+        assert np.all(params[f"ConvNormPool_{i}"]["scale"] == 1)
+        assert np.all(params[f"ConvNormPool_{i}"]["shift"] == 0)
+        assert np.all(state[f"ConvNormPool_{i}"]["mean"] == 0)
+        assert np.all(state[f"ConvNormPool_{i}"]["variance"] == 1)
+
+
+@pytest.mark.parametrize("names", [("vgg", "mnist"), ("mlp", "imagenet")])
+def test_unknown_names(names):
+    with pytest.raises(ValueError, match="make_model needs one of"):
+        models.make_model(*names)
