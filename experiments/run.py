@@ -163,6 +163,7 @@ def _train(
             leaves, structure = jax.tree.flatten(states)
             states = structure.unflatten(checkpointer.load(abstract_state=leaves))
         advance(step * len(seeds))
+        begun_at = step
         begun = saved = started = time.monotonic()
         start = step
         while step < config.steps:
@@ -182,7 +183,11 @@ def _train(
                 saved = time.monotonic()
     shutil.rmtree(checkpoints)
     now = time.monotonic()
-    timing = {"seeds": list(seeds), "seconds": round(now - begun, 3)}
+    timing = {
+        "seeds": list(seeds),
+        "from_step": begun_at,
+        "seconds": round(now - begun, 3),
+    }
     if step > start:
         timing["seconds_per_step"] = (now - started) / (step - start) / len(seeds)
     timing |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
