@@ -69,20 +69,24 @@ def _around_center(rows, origins):
         distances = diagonal[:, None] + diagonal[None, :] - 2 * gram[:m, :m]
         both = finite[:, None] & finite[None, :]
         distances = jnp.where(both, jnp.maximum(distances, 0), jnp.inf)
-        reach = jnp.sort(distances, axis=1)[:, majority - 1]
+        norms = jnp.where(squared_norms < LARGEST_SQUARE, squared_norms, jnp.inf)
+        from_center = jnp.where(finite, diagonal, jnp.inf)
+        # In one sort, which takes longer to compile than all the rest.
+        together = jnp.concatenate([distances, norms[None], from_center[None]])
+        together = jnp.sort(together, axis=1)
+        middle = together[:, majority - 1]
+        reach, half_of_norms, from_center = middle[:m], middle[m], middle[m + 1]
         # A far centre blurs these distances, and a row planted within the blur would
         # look as central as an honest one. Norms are not blurred: of the smaller half
         # none is larger than every honest row, so the next centre is near enough.
-        norms = jnp.where(squared_norms < LARGEST_SQUARE, squared_norms, jnp.inf)
-        small = norms <= jnp.sort(norms)[majority - 1]
-        reach = jnp.where(small, reach, jnp.inf)
-        from_center = jnp.sort(jnp.where(finite, diagonal, jnp.inf))[majority - 1]
+        reach = jnp.where(norms <= half_of_norms, reach, jnp.inf)
         known = jnp.isfinite(jnp.min(reach))
         far = ~known | (from_center > _FAR * jnp.min(reach))
         # Without distances to choose by, the finite row of median norm: it is no
         # farther out than some honest row.
         usable = jnp.sum(norms < jnp.inf)
-        by_norm = jnp.argsort(norms)[jnp.maximum(usable - 1, 0) // 2]
+        median_norm = together[m, jnp.maximum(usable - 1, 0) // 2]
+        by_norm = jnp.argmax(norms == median_norm)
         better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
         return gram, squared_norms, far & (better != center), better
 
@@ -111,11 +115,11 @@ def _around_center(rows, origins):
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a bᵀ at full precision."""
+    """a bᵀ at full precision: the sum over the last axes of both."""
     return lax.dot_general(
         a,
         b,
-        (((1,), (1,)), ((), ())),
+        (((a.ndim - 1,), (b.ndim - 1,)), ((), ())),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=a.dtype,
     )

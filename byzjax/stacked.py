@@ -108,8 +108,8 @@ def point(weights: jax.Array) -> jax.Array:
 def squared_distances_to(geometry: Geometry, weights: jax.Array) -> jax.Array:
     """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite."""
     a = point(weights)
-    towards = _matvec(geometry.gram, a)
-    distances = jnp.vdot(a, towards) - 2 * towards + jnp.diagonal(geometry.gram)
+    towards = product(geometry.gram, a)
+    distances = product(a, towards) - 2 * towards + jnp.diagonal(geometry.gram)
     return jnp.where(geometry.finite, jnp.maximum(distances[:-1], 0), jnp.inf)
 
 
@@ -140,8 +140,9 @@ def mixed_finite(geometry: Geometry, matrix: jax.Array) -> jax.Array:
     return ~jnp.any((matrix != 0) & ~geometry.finite[None, :], axis=1)
 
 
-def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
+def squared_length(gram: jax.Array, vector: jax.Array) -> jax.Array:
+    """aᵀ G a: the squared length of Σ a_i (x_i − c)."""
+    return product(product(vector, gram), vector)
 
 
 # --- passes over the stack ------------------------------------------------------------

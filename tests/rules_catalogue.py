@@ -180,7 +180,8 @@ ROWS: list[dict[str, Any]] = [
         paper="Allouah, Guerraoui, Stephan 2025",
         arxiv="2505.01874",
         cost="O(dm² + m³·rounds)",
-        tolerance=1e-4,
+        # Amplifies rounding: 1e-7 in the rows moves its float64 oracle by 5e-5.
+        tolerance=5e-4,
         **SPECTRUM,
     ),
     dict(
@@ -189,7 +190,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.caf("positive"),
         most=half,
         variant=True,
-        tolerance=1e-4,
+        tolerance=5e-4,
         **SPECTRUM,
     ),
     dict(

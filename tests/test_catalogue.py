@@ -303,3 +303,16 @@ def test_meta_rules_nest_over_geometric_and_other_rules_alike(outer, inner):
     )
     assert np.isfinite(got).all()
     near(got, same)
+
+
+@pytest.mark.parametrize("num_neighbors", [2, 4, 5])
+@pytest.mark.parametrize("rule", [byzjax.krum, byzjax.multi_krum])
+def test_more_neighbors_than_finite_rows_do_not_make_all_scores_equal(
+    rule, num_neighbors
+):
+    """Four rows are finite: each has three neighbours, and no other counts."""
+    rows = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+    rows[[0, 5]] = [[np.nan], [-np.inf]]
+    got = rule(2, num_neighbors=num_neighbors).aggregate(rows)
+    few = rule(0, num_neighbors=min(num_neighbors, 3)).aggregate(rows[1:5])
+    np.testing.assert_allclose(got, few, rtol=1e-6, atol=1e-6)

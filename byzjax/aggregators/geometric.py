@@ -119,7 +119,7 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
         squared = stacked.squared_distances_to(geometry, shares)
         # Rounding in `squared` is relative to how far the points are from the centre.
         a = stacked.point(shares)
-        level = jnp.maximum(jnp.vdot(a, jnp.matmul(gram, a)), 0)
+        level = jnp.maximum(stacked.squared_length(gram, a), 0)
         level = 4 * epsilon * (diagonal + level)
         meets = geometry.finite & (squared <= jnp.maximum(level, close))
         squared = jnp.where(meets | ~geometry.finite, 1.0, squared)
@@ -137,7 +137,7 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
             new = target
         else:
             force = stacked.point(target) - a
-            force = jnp.vdot(force, jnp.matmul(gram, force))
+            force = stacked.squared_length(gram, force)
             # Selected before the root and the quotient, so that derivatives are finite
             # where all rows meet.
             pulled = force > tiny
@@ -152,7 +152,7 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
         if tolerance is None:
             return new, done
         gap = stacked.point(new) - a
-        moved = jnp.vdot(gap, jnp.matmul(gram, gap))
+        moved = stacked.squared_length(gram, gap)
         spread = jnp.sort(squared)[majority - 1]
         return jnp.where(done, shares, new), done | (moved <= tolerance**2 * spread)
 
@@ -191,13 +191,20 @@ def krum_scores(
 ) -> jax.Array:
     """Krum's score [m]: the sum of distances to the nearest other rows.
 
+    Rows out of the running have score +inf and are nobody's neighbours, so that asking
+    for more neighbours than there are finite ones does not make all scores equal.
+
     Args:
       squared_distances: `[m, m]`, +inf for rows out of the running.
       num_neighbors: how many of the nearest others.
       squared: True, False for plain distances, or "twice" for fourth powers.
     """
-    others = krum_distances(squared_distances, squared)
-    return jnp.sum(jnp.sort(others, axis=1)[:, :num_neighbors], axis=1)
+    m = squared_distances.shape[0]
+    finite = jnp.isfinite(jnp.diagonal(squared_distances))
+    ordered = jnp.sort(krum_distances(squared_distances, squared), axis=1)
+    read = np.arange(m) < jnp.minimum(num_neighbors, jnp.sum(finite) - 1)
+    scores = jnp.sum(jnp.where(read[None, :], ordered, 0), axis=1)
+    return jnp.where(finite, scores, jnp.inf)
 
 
 def krum_distances(
