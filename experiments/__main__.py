@@ -170,7 +170,7 @@ def _list(given, console):
 
 def _plan(given, console):
     configs = [config for found in _figures(given).values() for config in found]
-    console.print(plan(configs, given.seeds, **_options(given)), highlight=False)
+    print(plan(configs, given.seeds, **_options(given)))
     return 0
 
 

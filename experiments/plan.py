@@ -41,12 +41,11 @@ def plan(
         line = f"{' '.join(map(str, kind))}: {len(alike)} configurations, {runs} runs"
         if runs:
             first = next(config for config in alike if todo[config])
-            step, compilation, source = _measured(out, alike) or _timed(
-                first, data_options
+            step, beside, source = _measured(out, alike) or _timed(
+                first, todo[first], data_options
             )
             steps = sum(config.steps * todo[config] for config in alike)
-            started = sum(todo[config] > 0 for config in alike)
-            seconds = steps * step + started * compilation
+            seconds = steps * step + runs * beside
             line += (
                 f" to do, about {_duration(seconds)} ({step:.3g} s a step, {source})"
             )
@@ -72,21 +71,21 @@ def _kind(config: Config) -> tuple[Any, ...]:
 
 
 def _measured(out: pathlib.Path, alike: list[Config]):
-    """From finished runs: seconds a step, seconds beside the steps."""
+    """From finished runs: seconds a step, seconds a run beside its steps."""
     found = [
-        (row["seconds_per_step"], row["seconds"], config.steps * len(row["seeds"]))
+        (row["seconds_per_step"], row["seconds"] / len(row["seeds"]), config.steps)
         for config in alike
         for row in store.timings(out, config)
-        if "seconds_per_step" in row
+        if "seconds_per_step" in row and row["from_step"] == 0
     ]
     if not found:
         return None
     step = sum(row[0] for row in found) / len(found)
     beside = sum(max(row[1] - row[0] * row[2], 0) for row in found) / len(found)
-    return step, beside, f"from {len(found)} finished runs"
+    return step, beside, "from finished runs"
 
 
-def _timed(config: Config, data_options: dict[str, Any]):
+def _timed(config: Config, runs: int, data_options: dict[str, Any]):
     """A step and an evaluation, compiled and timed."""
     run = train.make_run(config, data.load(config.dataset, **data_options))
     key = jax.random.key(0)
@@ -98,7 +97,7 @@ def _timed(config: Config, data_options: dict[str, Any]):
     of_step = _fastest(lambda: step(run.data, state, key))
     of_evaluation = _fastest(lambda: evaluate(run.data, state))
     seconds = of_step + of_evaluation / config.eval_every
-    return seconds, compilation, "timed just now"
+    return seconds, compilation / runs, "timed just now"
 
 
 def _fastest(call: Callable[[], Any]) -> float:

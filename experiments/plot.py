@@ -36,6 +36,19 @@ def pretty(name: Any) -> str:
     return text.replace("mu2sgd", "μ²-SGD").replace("_", " ")
 
 
+def setting(results: Sequence[Result]) -> str:
+    """What was really run: data, network, workers, steps, seeds."""
+    configs = [result.config for result in results]
+    fs = sorted({config.num_byzantine for config in configs})
+    parts = [
+        *dict.fromkeys(f"{config.dataset}, {config.model}" for config in configs),
+        f"{' or '.join(map(str, fs))} of {configs[0].num_workers} workers Byzantine",
+        f"{configs[0].steps} steps",
+        f"{min(len(result.seeds) for result in results)} seeds",
+    ]
+    return ", ".join(parts).replace("1 seeds", "1 seed")
+
+
 def base_of(rule: str) -> str:
     """The innermost rule: median for ctma(nnm(median))."""
     return rule.split(",")[0].replace(")", "").split("(")[-1]
@@ -124,7 +137,7 @@ def heatmap(
         axis.spines[:].set_visible(False)
     if image is not None:
         figure.colorbar(image, ax=axes, label="test accuracy", aspect=40)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\n{setting(results)}", fontsize=11)
     return figure
 
 
@@ -172,7 +185,7 @@ def _multiples(results, rows, columns, lines, title, points, label):
             axis.set_xlabel(label)
         if j == 0:
             axis.set_ylabel(f"{pretty(names[i])}\ntest accuracy")
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\n{setting(results)}", fontsize=11)
     figure.legend(
         handles.values(),
         handles.keys(),

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 from rich.console import Console
 from rich.progress import (
@@ -79,7 +80,8 @@ def run(
     with _progress(console) as progress:
         bar = progress.add_task("", total=total)
         for number, (config, missing) in enumerate(todo, 1):
-            progress.update(bar, description=f"{number}/{len(todo)} {config}")
+            name = f"{config.attack} {config.rule} {config.optimizer}"
+            progress.update(bar, description=f"{number}/{len(todo)} {name}")
             groups = [missing] if together else [[seed] for seed in missing]
             with store.opened(out, config):
                 program = _Program(config, sets[config.dataset], compiler_options)
@@ -148,51 +150,57 @@ def _train(
     if all(store.is_finished(out, config, seed) for seed in seeds):
         advance(config.steps * len(seeds))  # By another process, while this one waited.
         return []
-    states, problems, first = program.init(keys), [], True
+    problems: list[str] = []
     checkpoints = (folder / f"checkpoint-{name}").resolve()
     latest_only: Any = ocp.training.preservation_policies.LatestN(1)
     with ocp.training.Checkpointer(
         str(checkpoints), preservation_policy=latest_only
     ) as checkpointer:
-        step = checkpointer.latest.step if checkpointer.latest else 0
-        # Rows reach the disk before the state does: those up to its step are there.
+        step, states = _restored(checkpointer, program.init(keys))
+        # Rows reach the disk before the state does: those up to its step are there,
+        # unless the seeds were also trained in other groups in between.
         whole = [store.truncate(out, config, seed, step) for seed in seeds]
         if not all(whole):
-            raise RuntimeError(f"rows are missing before step {step}: delete {folder}")
-        if step:
-            leaves, structure = jax.tree.flatten(states)
-            states = structure.unflatten(checkpointer.load(abstract_state=leaves))
+            step, states = 0, program.init(keys)
+            for stale in tuple(checkpointer.checkpoints):
+                checkpointer.delete(stale)
+            for seed in seeds:
+                store.truncate(out, config, seed, 0)
         advance(step * len(seeds))
-        begun_at = step
-        begun = saved = started = time.monotonic()
-        start = step
+        timing = {"seeds": list(seeds), "from_step": step}
+        begun = compiled = saved = time.monotonic()
         while step < config.steps:
             states, rows = program.segment(states, keys)
-            rows = {key: value.tolist() for key, value in jax.device_get(rows).items()}
-            if first:  # Mostly compilation: left out of the time of a step.
-                first, started, start = False, time.monotonic(), step
-                start += config.eval_every
+            rows = jax.device_get(rows)
             for index, path in enumerate(paths):
-                row = {key: value[index] for key, value in rows.items()}
-                store.append(path, row)
+                row = {name: value[index] for name, value in rows.items()}
+                store.append(path, {"step": row.pop("step")} | row)
             problems += _not_finite(config, seeds, rows, step, problems)
+            if step == timing["from_step"]:
+                compiled = time.monotonic()
             step += config.eval_every
             advance(config.eval_every * len(seeds))
             if step < config.steps and time.monotonic() - saved >= checkpoint_seconds:
                 checkpointer.save(step, jax.tree.leaves(states))
                 saved = time.monotonic()
     shutil.rmtree(checkpoints)
-    now = time.monotonic()
-    timing = {
-        "seeds": list(seeds),
-        "from_step": begun_at,
-        "seconds": round(now - begun, 3),
-    }
-    if step > start:
-        timing["seconds_per_step"] = (now - started) / (step - start) / len(seeds)
+    # A step's time leaves out the first segment, which was mostly compilation.
+    timed = (config.steps - timing["from_step"] - config.eval_every) * len(seeds)
+    if timed > 0:
+        timing["seconds_per_step"] = round((time.monotonic() - compiled) / timed, 6)
+    timing["seconds"] = round(time.monotonic() - begun, 3)
     timing |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     store.append(folder / "timing.jsonl", timing)
     return problems
+
+
+def _restored(checkpointer: Any, states: Any) -> tuple[int, Any]:
+    """The latest checkpoint and its step, or else the states given."""
+    if checkpointer.latest is None:
+        return 0, states
+    leaves, structure = jax.tree.flatten(states)
+    leaves = checkpointer.load(abstract_state=leaves)
+    return checkpointer.latest.step, structure.unflatten(leaves)
 
 
 def _not_finite(config, seeds, rows, step, known) -> list[str]:
@@ -200,7 +208,7 @@ def _not_finite(config, seeds, rows, step, known) -> list[str]:
     found = []
     for index, seed in enumerate(seeds):
         start = f"seed {seed}: "
-        bad = not jnp.isfinite(rows["loss"][index] + rows["test_loss"][index])
+        bad = not np.isfinite(rows["loss"][index] + rows["test_loss"][index])
         if bad and not any(problem.startswith(start) for problem in known):
             found.append(
                 f"{start}the loss became non-finite between steps {step} and "

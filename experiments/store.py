@@ -80,14 +80,20 @@ def is_finished(out: pathlib.Path, config: Config, seed: int) -> bool:
 
 def append(path: pathlib.Path, row: Row) -> None:
     """Adds a row, on the disk when this returns."""
-    clean = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+    row = {name: _plain(value) for name, value in row.items()}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(clean) + "\n")
+        file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: float32 in as few digits as tell it apart, None for NaN and ±Inf."""
+    if isinstance(value, np.floating):
+        value = float(str(value))
+    elif isinstance(value, np.integer):
+        value = int(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace(path: pathlib.Path, text: str) -> None:

@@ -20,4 +20,4 @@ def configs():
 
 
 def plot(results):
-    return common.panels(results, "CIFAR-10, convnet, 8 of 17 Byzantine")
+    return common.panels(results, "The claims on CIFAR-10")

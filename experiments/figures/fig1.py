@@ -16,4 +16,4 @@ def configs():
 
 
 def plot(results):
-    return common.panels(results, "Meta-aggregators, 8 of 17 Byzantine, MNIST")
+    return common.panels(results, "Figure 1: CTMA and the other meta-aggregators")

@@ -22,5 +22,5 @@ def plot(results):
         rows=lambda config: config.attack,
         columns=lambda config: config.rule,
         lines=lambda config: config.optimizer,
-        title="Momentum and μ²-SGD, 8 of 17 Byzantine, MNIST",
+        title="Figure 2: momentum and μ²-SGD",
     )

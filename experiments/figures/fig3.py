@@ -15,4 +15,4 @@ def configs():
 
 
 def plot(results):
-    return common.panels(results, "Sign flip and label flip, 8 of 17 Byzantine, MNIST")
+    return common.panels(results, "Figure 3: sign flip and label flip")

@@ -14,4 +14,4 @@ def configs():
 
 
 def plot(results):
-    return common.panels(results, "Sign flip and label flip, 4 of 17 Byzantine, MNIST")
+    return common.panels(results, "Figure 4: sign flip and label flip, fewer attackers")

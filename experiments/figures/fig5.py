@@ -15,4 +15,4 @@ def configs():
 
 
 def plot(results):
-    return common.panels(results, "Empire and little, 8 of 17 Byzantine, MNIST")
+    return common.panels(results, "Figure 5: empire and little")

@@ -29,5 +29,5 @@ def plot(results):
         panels=lambda config: (
             f"{config.optimizer}, {config.num_byzantine}/{config.num_workers} Byzantine"
         ),
-        title="Final test accuracy on MNIST; bold: the best worst case",
+        title="Final test accuracy; bold: the best worst case",
     )

@@ -29,6 +29,6 @@ def plot(results):
         rows=lambda config: config.optimizer,
         columns=lambda config: config.attack,
         lines=lambda config: plots.meta_of(config.rule),
-        title="Coordinate-wise median, Dirichlet split of MNIST, 4 of 17 Byzantine",
+        title="Over the median, on a Dirichlet split of the data",
         label="α: more alike →",
     )

@@ -28,6 +28,6 @@ def plot(results):
         rows=lambda config: config.rule,
         columns=lambda config: config.attack,
         lines=lambda config: config.optimizer,
-        title="Learning rates, 8 of 17 Byzantine, MNIST",
+        title="Final accuracy and learning rate",
         label="learning rate",
     )
