@@ -21,9 +21,13 @@ MODEL = make_model("convnet", "mnist")
 ATTACKS = {"sign flip": byzjax.attacks.sign_flip(), "little": byzjax.attacks.alie()}
 
 
-def workers_at_once() -> int | None:
-    """Four workers' images fit a CPU's caches; a GPU wants all of them."""
-    return 4 if jax.default_backend() == "cpu" else None
+def workers_at_once(count: int) -> int | None:
+    """A third of `count` on a CPU, a GPU wants all of them.
+
+    A program's memory is new at each call. Above 32 MB glibc has the kernel map it page
+    by page, which takes as long as the gradients; a scan over steps pays once.
+    """
+    return -(-count // 3) if jax.default_backend() == "cpu" else None
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -77,16 +81,16 @@ def _two_gradients(chunk, count, params, statistics, batches):
 
 def measure(*, rounds: int) -> list[dict[str, Any]]:
     """One record an attack."""
-    chunk, key = workers_at_once(), jax.random.key(0)
-    host = data()
+    key, host = jax.random.key(0), data()
     batches = on_device(host)
     cases, records = {}, []
     for name, attack in ATTACKS.items():
+        count = NUM_WORKERS if attack.needs_own else NUM_WORKERS - NUM_BYZANTINE
+        chunk = workers_at_once(count)
         trainer = trainer_for(attack, chunk=chunk)
         state = initial(trainer, key)
         step = timing.compile_for(trainer.step, state, batches, key)
         cases[name] = functools.partial(step.call, state, batches, key)
-        count = NUM_WORKERS if attack.needs_own else NUM_WORKERS - NUM_BYZANTINE
         gradients = functools.partial(_two_gradients, chunk, count)
         args = state.params, state.model_state, batches
         cases[f"{name} gradients"] = functools.partial(
@@ -126,7 +130,7 @@ def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:
         state = initial(trainer, key)
         return jax.lax.scan(step, state, jax.random.split(key, steps))[1].loss
 
-    chunk = workers_at_once()
+    chunk = workers_at_once(NUM_WORKERS)
     one = timing.compile_for(functools.partial(run, chunk=chunk), keys[0], rates[0])
     # Under vmap a chunk holds so many workers of every run: one of each is enough.
     inner = None if chunk is None else max(1, chunk // runs)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byzjax import base, columns, stacked
+from byzjax import base, columns, stacked, workers
 from byzjax.aggregators.coordinatewise import median
 from byzjax.base import Aggregator, Attack, Tree
 
@@ -98,8 +98,9 @@ def trainer(
         coordinate-wise median. Never an unprotected mean unless you say so.
       model_state_attack: what the Byzantine workers send as model state; None: what
         they computed, or copies of honest workers' where they compute nothing.
-      workers_at_once: how many workers' gradients are computed together; None is all.
-        Smaller chunks run faster on CPUs when caches are short, slower on GPUs.
+      workers_at_once: how many workers' gradients are computed together, at most;
+        None is all. Chunks need less memory; on CPUs they can be faster for it, on
+        GPUs they are slower. Where they overlap, workers are computed twice.
 
     Returns:
       A `Trainer`. `init(params, model_state=None)` → `TrainState`;
@@ -237,11 +238,9 @@ def trainer(
             return loss, new, message, worker_state
 
         operands = _batches_of(batches, computed, m - f, poison), state.worker_state
-        if workers_at_once is None or workers_at_once >= computed:
-            results = jax.vmap(one_worker)(operands)
-        else:
-            results = jax.lax.map(one_worker, operands, batch_size=workers_at_once)
-        losses, new_states, messages, worker_state = results
+        losses, new_states, messages, worker_state = workers.map_workers(
+            one_worker, operands, computed, at_most=workers_at_once
+        )
         h = m - f
         honest = jax.tree.map(lambda x: x[:h], messages)
 

@@ -23,7 +23,7 @@ MAX_LINES = 350
 LAYERS = [
     ["byzjax.base"],
     ["byzjax.order"],
-    ["byzjax.columns"],
+    ["byzjax.columns", "byzjax.workers"],
     ["byzjax.gram"],
     ["byzjax.stacked"],
     ["byzjax.lifts"],

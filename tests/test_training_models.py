@@ -93,6 +93,18 @@ def test_garbage_as_model_state_is_harmless_but_to_a_mean(bad):
     assert not np.any(np.isfinite(got))
 
 
+def test_a_model_may_have_no_state_at_all():
+    def loss_fn(params, model_state, batch):
+        return with_average(params, AVERAGE, batch)[0], model_state
+
+    trainer = make(loss_fn=loss_fn, has_model_state=True)
+    state, _ = jax.jit(trainer.step)(trainer.init(PARAMS, {}), at(0), KEYS[0])
+    other = make(loss_fn=with_average, has_model_state=True)
+    want, _ = jax.jit(other.step)(other.init(PARAMS, AVERAGE), at(0), KEYS[0])
+    assert state.model_state == {}
+    close(state.params, want.params)
+
+
 def test_a_rule_for_model_state_counts_on_all_workers():
     m, f = 7, 3  # The honest alone would be too few for the rule.
     trainer = make(

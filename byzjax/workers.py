@@ -1,0 +1,45 @@
+"""Work of every worker, all at once or in chunks: `map_workers`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def map_workers(
+    function: Callable[[Any], Any], operands: Any, count: int, *, at_most: int | None
+) -> Any:
+    """`jax.vmap(function)`, in equal chunks of at most so many workers.
+
+    The last chunk reaches back into the one before where `count` does not divide, so
+    that one program serves for all chunks; what it computes twice is dropped.
+
+    Args:
+      function: of one worker's operands.
+      operands: leaves `[count, ...]`.
+      count: the number of workers.
+      at_most: workers in a chunk; None is all.
+
+    Returns:
+      The results, leaves `[count, ...]`.
+    """
+    chunks = 1 if at_most is None else -(-count // at_most)
+    if chunks == 1:
+        return jax.vmap(function)(operands)
+    size = -(-count // chunks)
+    starts = np.minimum(np.arange(chunks) * size, count - size)
+
+    def one_chunk(start):
+        def rows(x):
+            return lax.dynamic_slice_in_dim(x, start, size)
+
+        return jax.vmap(function)(jax.tree.map(rows, operands))
+
+    def in_order(x):
+        first, last = x[:-1].reshape(-1, *x.shape[2:]), x[-1]
+        return jnp.concatenate([first, last[chunks * size - count :]])
+
+    return jax.tree.map(in_order, lax.map(one_chunk, starts))
