@@ -95,7 +95,11 @@ def step_table(records: list[dict[str, Any]]) -> str:
     for r in records:
         torch = [
             f"{_ms(r[key])}: {r[key + '_ratio']:.1f}×{note}"
-            for key, note in (("torch", ""), ("torch_honest", " (honest only)"))
+            for key, note in (
+                ("torch", ""),
+                ("torch_one_thread", " (one thread)"),
+                ("torch_honest", " (one thread, honest only)"),
+            )
             if key in r
         ]
         rows.append(

@@ -97,9 +97,11 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
             timing.compile_for(gradients, *args).call, *args
         )
         if torch_step.available():
-            cases[f"{name} torch"] = torch_step.make(name, NUM_WORKERS, host)
+            loop = functools.partial(torch_step.make, name, data=host)
+            cases[f"{name} torch"] = loop(NUM_WORKERS)
+            cases[f"{name} torch one thread"] = loop(NUM_WORKERS, threads=1)
             if not attack.needs_own:
-                cases[f"{name} torch honest"] = torch_step.make(name, count, host)
+                cases[f"{name} torch honest"] = loop(count, threads=1)
         records.append({"attack": name, "compile_seconds": step.compile_seconds})
     spreads = timing.interleaved(cases, rounds=rounds, case_seconds=20)
     for record in records:
@@ -107,7 +109,7 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
         seconds = spreads[name].median
         record["seconds"] = spreads[name]._asdict()
         record["outside_gradients"] = 1 - spreads[f"{name} gradients"].median / seconds
-        for case in ("torch", "torch honest"):
+        for case in ("torch", "torch one thread", "torch honest"):
             if f"{name} {case}" in spreads:
                 spread = spreads[f"{name} {case}"]
                 record[case.replace(" ", "_")] = spread._asdict()

@@ -59,6 +59,7 @@ def make(
     num_computed: int,
     data: tuple[np.ndarray, np.ndarray],
     *,
+    threads: int | None = None,
     learning_rate: float = 0.1,
     max_norm: float = 2.0,
 ) -> Callable[[], None]:
@@ -69,6 +70,7 @@ def make(
       num_computed: workers whose gradients are computed; under little those of the
         Byzantine ones are not needed, though a plain loop computes them.
       data: images `[m, b, 28, 28, 1]` and labels `[m, b]`.
+      threads: of PyTorch; None is its default. One is faster for so small images.
       learning_rate: η, of w.
       max_norm: each gradient is scaled down to this norm.
     """
@@ -84,6 +86,7 @@ def make(
     to_vector = torch.nn.utils.parameters_to_vector
     iterate = to_vector(here.parameters()).detach().clone()
     momenta: list[Any] = [None] * m
+    threads = torch.get_num_threads() if threads is None else threads
     count = 0
 
     def gradient(network, worker):
@@ -94,6 +97,7 @@ def make(
 
     def step():
         nonlocal iterate, count
+        torch.set_num_threads(threads)
         count += 1
         beta = max(round(1 / count, 3), 0.01)
         mixing = max(round(2 / (count + 1), 3), 0.01)

@@ -18,12 +18,12 @@ EPSILON = 1e-5  # Of batch norm, as in PyTorch.
 
 def convolution(images: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
     """XLA's own, with k // 2 zeros around: `[b, h, w, c]`, `[k, k, c, features]`."""
-    around = (kernel.shape[0] // 2,) * 2
+    r = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         images,
         kernel,
         (strides, strides),
-        (around, around),
+        ((r, r), (r, r)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 

@@ -187,7 +187,7 @@ def functions(network: nn.Module, shape: tuple[int, ...]) -> Model:
     def init(key):
         return split(network.init(key, jnp.zeros((1, *shape), jnp.float32), train=True))
 
-    def apply(params, model_state, images, **options):
+    def apply(params, model_state, images, **options) -> Any:
         variables = {"params": params, "batch_stats": model_state}
         return network.apply(variables, images, **options)
 
