@@ -46,7 +46,7 @@ ATTACKS: Table = {
     "label_flip": functools.partial(byzjax.poisoning.label_flip, 10, labels="label"),
     "little": byzjax.attacks.alie,
     # ε = 0.5, the default on the authors' command line; their class has 0.1.
-    "empire": functools.partial(byzjax.attacks.ipm, 0.5),
+    "empire": functools.partial(byzjax.attacks.ipm, scale=0.5),
 } | {
     name: getattr(byzjax.attacks, name)
     for name in (

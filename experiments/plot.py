@@ -102,12 +102,16 @@ def heatmap(
     """Mean final accuracy, a cell a configuration; the last column is the worst."""
     names, rights = _names(results, rows), _names(results, columns)
     boxes = _names(results, panels)
-    size = 2.6 + 1.05 * (len(rights) + 1), 1.2 + 0.42 * len(names) * len(boxes)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(boxes), 1, squeeze=False)
+    across = min(len(boxes), 2)
+    down = -(-len(boxes) // across)
+    width = 1.6 + (1.2 + 0.72 * (len(rights) + 1)) * across
+    figure = Figure(
+        figsize=(width, 1.1 + (0.7 + 0.33 * len(names)) * down), layout="constrained"
+    )
+    axes = figure.subplots(down, across, squeeze=False, sharey=True)
     found = {(panels(r.config), rows(r.config), columns(r.config)): r for r in results}
     image = None
-    for axis, box in zip(axes[:, 0], boxes, strict=True):
+    for axis, box in zip(axes.flat, boxes, strict=False):
         cells = np.full((len(names), len(rights) + 1), np.nan)
         for i, name in enumerate(names):
             for j, right in enumerate(rights):
@@ -136,7 +140,7 @@ def heatmap(
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     if image is not None:
-        figure.colorbar(image, ax=axes, label="test accuracy", aspect=40)
+        figure.colorbar(image, ax=axes, label="test accuracy", aspect=30)
     figure.suptitle(f"{title}\n{setting(results)}", fontsize=11)
     return figure
 
@@ -176,7 +180,6 @@ def _multiples(results, rows, columns, lines, title, points, label):
                 band = axis.fill_between(x, y.min(0), y.max(0), alpha=0.18)
                 band.set(color=color, linewidth=0)
             handles.setdefault(pretty(line), handle)
-        axis.set_ylim(0, 1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if i == 0:
@@ -185,12 +188,14 @@ def _multiples(results, rows, columns, lines, title, points, label):
             axis.set_xlabel(label)
         if j == 0:
             axis.set_ylabel(f"{pretty(names[i])}\ntest accuracy")
+    # Down to the lowest curve: most of the differences are near the top.
+    axes[0, 0].set_ylim(top=1)
     figure.suptitle(f"{title}\n{setting(results)}", fontsize=11)
     figure.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(len(handles), 5),
+        ncols=min(len(handles), int(size[0] / 1.7)),
         frameon=False,
     )
     return figure

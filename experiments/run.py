@@ -152,20 +152,16 @@ def _train(
         return []
     problems: list[str] = []
     checkpoints = (folder / f"checkpoint-{name}").resolve()
-    latest_only: Any = ocp.training.preservation_policies.LatestN(1)
-    with ocp.training.Checkpointer(
-        str(checkpoints), preservation_policy=latest_only
-    ) as checkpointer:
-        step, states = _restored(checkpointer, program.init(keys))
-        # Rows reach the disk before the state does: those up to its step are there,
-        # unless the seeds were also trained in other groups in between.
-        whole = [store.truncate(out, config, seed, step) for seed in seeds]
-        if not all(whole):
-            step, states = 0, program.init(keys)
-            for stale in tuple(checkpointer.checkpoints):
-                checkpointer.delete(stale)
-            for seed in seeds:
-                store.truncate(out, config, seed, 0)
+    step, states = _restored(checkpoints, program.init(keys))
+    # Rows reach the disk before the state does: those up to its step are there, unless
+    # the seeds were also trained in other groups in between.
+    whole = [store.truncate(out, config, seed, step) for seed in seeds]
+    if not all(whole):
+        _discard(checkpoints)
+        step, states = 0, program.init(keys)
+        for seed in seeds:
+            store.truncate(out, config, seed, 0)
+    with _checkpointer(checkpoints) as checkpointer:
         advance(step * len(seeds))
         timing = {"seeds": list(seeds), "from_step": step}
         begun = compiled = saved = time.monotonic()
@@ -183,7 +179,7 @@ def _train(
             if step < config.steps and time.monotonic() - saved >= checkpoint_seconds:
                 checkpointer.save(step, jax.tree.leaves(states))
                 saved = time.monotonic()
-    shutil.rmtree(checkpoints)
+    _discard(checkpoints)
     # A step's time leaves out the first segment, which was mostly compilation.
     timed = (config.steps - timing["from_step"] - config.eval_every) * len(seeds)
     if timed > 0:
@@ -194,13 +190,30 @@ def _train(
     return problems
 
 
-def _restored(checkpointer: Any, states: Any) -> tuple[int, Any]:
+def _checkpointer(folder: pathlib.Path) -> Any:
+    """Of the latest state only; one that a kill cut short is not seen."""
+    policy: Any = ocp.training.preservation_policies.LatestN(1)
+    return ocp.training.Checkpointer(str(folder), preservation_policy=policy)
+
+
+def _restored(folder: pathlib.Path, states: Any) -> tuple[int, Any]:
     """The latest checkpoint and its step, or else the states given."""
-    if checkpointer.latest is None:
-        return 0, states
+    for partial in folder.glob("*-tmp"):  # What a kill cut short.
+        shutil.rmtree(partial)
     leaves, structure = jax.tree.flatten(states)
-    leaves = checkpointer.load(abstract_state=leaves)
-    return checkpointer.latest.step, structure.unflatten(leaves)
+    with _checkpointer(folder) as checkpointer:
+        if checkpointer.latest is None:
+            return 0, states
+        leaves = checkpointer.load(abstract_state=leaves)
+        return checkpointer.latest.step, structure.unflatten(leaves)
+
+
+def _discard(folder: pathlib.Path) -> None:
+    """Deletes checkpoints; a kill leaves them whole or out of the way."""
+    away = folder.with_name("discarded")
+    shutil.rmtree(away, ignore_errors=True)
+    folder.replace(away)
+    shutil.rmtree(away)
 
 
 def _not_finite(config, seeds, rows, step, known) -> list[str]:

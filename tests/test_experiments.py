@@ -50,6 +50,15 @@ def test_every_name_makes_something():
             Config(**{field: name + needs.get(name, "")}, num_byzantine=3)
     for name in OPTIMIZERS:
         Config(optimizer=name)
+    for option in (
+        dict(attack="empire(scale=0.1)"),
+        dict(attack="label_flip(mode='cyclic')"),
+        dict(rule="bucketing(nnm(geometric_median(num_iterations=8)), bucket_size=3)"),
+        dict(rule="ctma(median, num_byzantine=2)"),
+        dict(optimizer="mu2sgd(beta=0.9, mixing=0.1)"),
+        dict(partition="shards(shards_per_worker=2)"),
+    ):
+        Config(**option)
 
 
 @pytest.mark.parametrize(
