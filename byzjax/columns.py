@@ -5,6 +5,7 @@ keeps sums or writes columns; no second copy of the stack is made.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -33,12 +34,27 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
     return leaf.reshape(leaf.shape[0], -1)
 
 
+def _bundles(rows, vectors) -> list[list[int]]:
+    """Which arrays go side by side: small ones of one dtype; others by themselves.
+
+    A tree of a hundred leaves would make a hundred loops, slow to compile.
+    """
+    groups: dict[object, list[int]] = {}
+    for k, x in enumerate(rows):
+        small = math.prod(x.shape[1:]) <= _SMALL
+        kinds = x.dtype, None if vectors is None else vectors[k].dtype
+        groups.setdefault(kinds if small else k, []).append(k)
+    return list(groups.values())
+
+
+def _side_by_side(arrays):
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=-1)
+
+
 def bundled(
     rows: list[jax.Array], vectors: list[jax.Array] | None = None
 ) -> tuple[list[jax.Array], list[tuple[jax.Array, ...]]]:
     """The same columns in fewer arrays: small ones of one dtype side by side.
-
-    A tree of a hundred leaves would make a hundred loops, slow to compile.
 
     Args:
       rows: `[m, n]` each.
@@ -47,20 +63,38 @@ def bundled(
     Returns:
       Rows, and for each a tuple of its vector, empty without vectors.
     """
-    groups: dict[object, list[int]] = {}
-    for k, x in enumerate(rows):
-        small = x.shape[1] <= _SMALL
-        kinds = x.dtype, None if vectors is None else vectors[k].dtype
-        groups.setdefault(kinds if small else k, []).append(k)
-
-    def join(arrays, group):
-        parts = [arrays[k] for k in group]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-
-    joined = [join(rows, group) for group in groups.values()]
+    groups = _bundles(rows, vectors)
+    joined = [_side_by_side([rows[k] for k in group]) for group in groups]
     if vectors is None:
         return joined, [()] * len(joined)
-    return joined, [(join(vectors, group),) for group in groups.values()]
+    return joined, [(_side_by_side([vectors[k] for k in group]),) for group in groups]
+
+
+def map_bundles(function, tree, *others):
+    """`function` on the leaves of trees, small ones side by side.
+
+    Args:
+      function: of `[m, ...]` and a `[...]` for each of `others`, a `[...]`, in which
+        every column is a function of that column.
+      tree: stacked tree, leaves `[m, ...]`.
+      *others: at most one tree `[...]`.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    beside = [structure.flatten_up_to(other) for other in others]
+    out = list(leaves)
+    for group in _bundles(leaves, beside[0] if beside else None):
+        if len(group) == 1:
+            k = group[0]
+            out[k] = function(leaves[k], *(other[k] for other in beside))
+            continue
+        rows = _side_by_side([flat_rows(leaves[k]) for k in group])
+        vectors = [_side_by_side([x[k].ravel() for k in group]) for x in beside]
+        ends = np.cumsum([math.prod(leaves[k].shape[1:]) for k in group])
+        parts = jnp.split(function(rows, *vectors), ends[:-1])
+        for k, part in zip(group, parts, strict=True):
+            out[k] = part.reshape(leaves[k].shape[1:])
+    return structure.unflatten(out)
 
 
 def total(parts: list[jax.Array]) -> jax.Array:

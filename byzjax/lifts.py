@@ -75,41 +75,39 @@ def coordinatewise(
             refuse_weights(name, weights)
         checked = check_weights(name, weights, m)
 
-        def of_leaf(x):
-            return along_workers(reduce, x, checked, passes=passes)
-
-        return jax.tree.map(of_leaf, updates), state
+        return along_workers(reduce, updates, checked, passes=passes), state
 
     return Aggregator(optax.init_empty_state, update)
 
 
 def along_workers(
     reduce: Callable[..., jax.Array],
-    x: jax.Array,
+    updates: base.Tree,
     weights: jax.Array | None = None,
     *,
     passes: int = 1,
-) -> jax.Array:
-    """`reduce` over the rows of a leaf, `[m, ...]` → `[...]`, in at least float32.
+) -> base.Tree:
+    """`reduce` over the rows of a stack, `[m, ...]` → `[...]`, in at least float32.
 
     What goes over the rows once fuses into one pass. More passes, and sorts of many
     rows, run in blocks of columns, so that what they keep stays in cache.
     """
-    m = x.shape[0]
     args = () if weights is None else (weights,)
 
     def of_rows(x, *args):
         rows = x.astype(stacked.accumulator_dtype(x.dtype))
         return reduce(rows, *(w.astype(rows.dtype) for w in args)).astype(x.dtype)
 
-    if passes == 1 and m <= order.NETWORK_LIMIT and weights is None:
-        return of_rows(x)
-
     def of_block(x, *args):
         return of_rows(x, *args)[None]
 
-    out = columns.map_columns(of_block, 1, stacked.flat_rows(x), *args)
-    return out.reshape(x.shape[1:])
+    def of_leaf(x):
+        if passes == 1 and x.shape[0] <= order.NETWORK_LIMIT and weights is None:
+            return of_rows(x)
+        out = columns.map_columns(of_block, 1, stacked.flat_rows(x), *args)
+        return out.reshape(x.shape[1:])
+
+    return columns.map_bundles(of_leaf, updates)
 
 
 def geometric(

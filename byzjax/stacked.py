@@ -156,20 +156,27 @@ def weighted_sum(
     A row of weight zero is not read into the sum at all.
     """
 
-    def of_leaf(x, o):
-        dtype = accumulator_dtype(x.dtype)
-        w = weights.astype(dtype)
-        terms = [
-            w[i] * jnp.where(w[i] != 0, x[i].astype(dtype), 0)
-            for i in range(x.shape[0])
-        ]
-        if o is not None:
-            terms.append((1 - jnp.sum(w)) * o.astype(dtype))
-        return order.row_sum(terms).astype(x.dtype)
+    def of_rows(x, w):
+        terms = [w[i] * jnp.where(w[i] != 0, x[i], 0) for i in range(x.shape[0])]
+        return order.row_sum(terms)
 
-    if origin is None:
-        return jax.tree.map(lambda x: of_leaf(x, None), updates)
-    return jax.tree.map(of_leaf, updates, origin)
+    def of_block(x, w):
+        kept = jnp.where(w[:, None] != 0, x.astype(w.dtype), 0)
+        return jnp.matmul(w, kept, precision=lax.Precision.HIGHEST)[None]
+
+    def of_leaf(x, *o):
+        w = weights.astype(accumulator_dtype(x.dtype))
+        if x.shape[0] <= order.NETWORK_LIMIT:
+            out = of_rows(x.astype(w.dtype), w)
+        else:  # Row by row the program would grow with m.
+            out = columns.map_columns(of_block, 1, flat_rows(x), w)
+            out = out.reshape(x.shape[1:])
+        if o:
+            out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
+        return out.astype(x.dtype)
+
+    others = () if origin is None else (origin,)
+    return columns.map_bundles(of_leaf, updates, *others)
 
 
 def mix(updates: base.Tree, matrix: jax.Array, finite: jax.Array) -> base.Tree:

@@ -12,6 +12,7 @@ from optax.experimental import aggregating
 import byzjax
 from tests import reference as ref
 from tests import rules
+from tests.compiling import AS_USERS_DO
 from tests.rules import RULES, Rule
 
 M, D = 11, 12  # The shape that nearly all tests share, so each rule compiles it once.
@@ -48,18 +49,9 @@ def some_f(rule: Rule, m: int = M) -> int:
     return max(0, min(2, rule.most(m)))
 
 
-# Compiling takes nearly all of the time: what is not about the compiled program itself,
-# at the shape that most tests share, does without most optimizations.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def compiled(name: str, m: int, f: int, quick: bool = False):
-    """The rule, jitted once for all tests, and the shapes it was traced for."""
-    return _compiled(name, m, f, quick)
-
-
 @functools.cache
-def _compiled(name, m, f, quick):
+def compiled(name: str, m: int, f: int, *, quick: bool):
+    """The rule, jitted once for all tests, and the shapes it was traced for."""
     rule = RULES[rules.NAMES.index(name)]
     aggregator, traced = rule.make(m, f), []
 
@@ -68,7 +60,8 @@ def _compiled(name, m, f, quick):
         traced.append(tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
         return aggregator.aggregate(updates, **arguments)
 
-    return jax.jit(counted, compiler_options=QUICK if quick else None), traced
+    options = None if quick else AS_USERS_DO
+    return jax.jit(counted, compiler_options=options), traced
 
 
 def run(rule: Rule, rows, f: int | None = None, **arguments) -> np.ndarray:
@@ -77,7 +70,7 @@ def run(rule: Rule, rows, f: int | None = None, **arguments) -> np.ndarray:
     m = rows.shape[0]
     f = some_f(rule, m) if f is None else f
     arguments = {**rules.arguments(rule, rows), **arguments}
-    return np.asarray(compiled(rule.name, m, f, m != M)[0](rows, **arguments))
+    return np.asarray(compiled(rule.name, m, f, quick=m != M)[0](rows, **arguments))
 
 
 def gaussian(m=M, d=D, seed=0) -> np.ndarray:
@@ -196,7 +189,7 @@ def test_equals_the_oracle_at_the_largest_f(rule, m):
 @compiles
 def test_jit_is_eager_in_one_trace_and_inputs_stay(rule):
     f = some_f(rule)
-    _, traced = compiled(rule.name, M, f)
+    _, traced = compiled(rule.name, M, f, quick=False)
     rows, other = gaussian(seed=20), gaussian(seed=21)
     got = run(rule, rows, f)
     run(rule, other, f)
@@ -214,7 +207,7 @@ def test_tree_is_its_ravelled_matrix(rule):
     rows = jnp.asarray(gaussian(seed=22))
     tree = rules.tree_of(rows)
     f = some_f(rule)
-    got = compiled(rule.name, M, f, True)[0](tree, **rules.arguments(rule, tree))
+    got = compiled(rule.name, M, f, quick=True)[0](tree, **rules.arguments(rule, tree))
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     assert [leaf.shape for leaf in jax.tree.leaves(got)] == [(3, 2), (5,), ()]
     assert_near(rules.flat(got), run(rule, rows, f), rows)
@@ -224,10 +217,10 @@ def test_tree_is_its_ravelled_matrix(rule):
 def test_vmap_is_a_loop(rule):
     batch = np.stack([gaussian(seed=s) for s in (23, 24, 25)])
     f = some_f(rule)
-    function = compiled(rule.name, M, f)[0]
+    function = compiled(rule.name, M, f, quick=True)[0]
     arguments = rules.arguments(rule, jnp.asarray(batch[0]))
     together = jax.vmap(lambda rows: function(rows, **arguments))
-    got = jax.jit(together, compiler_options=QUICK)(jnp.asarray(batch))
+    got = jax.jit(together)(jnp.asarray(batch))
     for out, rows in zip(got, batch, strict=True):
         assert_near(out, run(rule, rows, f), rows)
 
@@ -251,7 +244,7 @@ def test_dtype_and_structure_are_kept(rule, dtype):
 def test_half_precision_accumulates_in_float32(rule):
     rows = jnp.asarray(gaussian(seed=26), jnp.bfloat16)
     f = some_f(rule)
-    got = compiled(rule.name, M, f, True)[0](rows, **rules.arguments(rule, rows))
+    got = compiled(rule.name, M, f, quick=True)[0](rows, **rules.arguments(rule, rows))
     exact = run(rule, rows.astype(jnp.float32), f)
     # One rounding to eight bits, of the result, is all that may be lost.
     np.testing.assert_allclose(
@@ -268,7 +261,7 @@ def test_double_precision_is_used(rule):
     f = some_f(rule, m)
     with jax.enable_x64(True):
         x = jnp.asarray(rows, jnp.float64)
-        function = compiled(rule.name, m, f, True)[0]
+        function = compiled(rule.name, m, f, quick=True)[0]
         got = np.asarray(function(x, **rules.arguments(rule, x)))
     expected = rule.oracle(rows.astype(np.float64), f)
     gap = np.min(np.max(np.abs(np.atleast_2d(expected) - got), axis=1))
@@ -314,13 +307,11 @@ def test_scans_with_its_state(rule):
         )
         return (optax.apply_updates(params, updates), state), None
 
-    scan = jax.jit(
-        lambda carry: jax.lax.scan(step, carry, steps)[0], compiler_options=QUICK
-    )
+    scan = jax.jit(lambda carry: jax.lax.scan(step, carry, steps)[0])
     last, _ = scan((params, optimizer.init(params)))
 
     aggregator = rule.make(M, f)
-    update = jax.jit(aggregator.update, compiler_options=QUICK)
+    update = jax.jit(aggregator.update)
     state, expected, trace = aggregator.init(params), np.ones(D), np.zeros(D)
     for rows in steps:
         if rule.stateful:
@@ -467,7 +458,7 @@ def test_a_poisoned_leaf_poisons_its_worker_only(rule):
     rows = gaussian(seed=54)
     rows[:f, 11] = np.nan  # The scalar leaf of the first workers.
     tree = rules.tree_of(jnp.asarray(rows))
-    got = compiled(rule.name, M, f, True)[0](tree, **rules.arguments(rule, tree))
+    got = compiled(rule.name, M, f, quick=True)[0](tree, **rules.arguments(rule, tree))
     assert_near(rules.flat(got), run(rule, rows, f), rows)
     assert np.isfinite(rules.flat(got)).all()
 
@@ -595,7 +586,7 @@ def test_rules_without_a_weighted_form_refuse_weights(rule):
 @functools.cache
 def derivatives(name: str, f: int):
     """Jitted: the gradient of ⟨c, A(x)⟩; and, along t, its value and derivative."""
-    function = compiled(name, M, f)[0]
+    function = compiled(name, M, f, quick=True)[0]
     rule = RULES[rules.NAMES.index(name)]
 
     def along(rows):
@@ -605,8 +596,8 @@ def derivatives(name: str, f: int):
     def forward(rows, tangent):
         return jax.jvp(along, (rows,), (tangent,))
 
-    gradient = jax.jit(jax.grad(along), compiler_options=QUICK)
-    return gradient, jax.jit(forward, compiler_options=QUICK)
+    gradient = jax.jit(jax.grad(along))
+    return gradient, jax.jit(forward)
 
 
 def corners(rule: Rule, f: int):

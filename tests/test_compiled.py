@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import byzjax
+from tests.compiling import AS_USERS_DO
 
 M, F, D = 17, 7, 50_000
 ONE = D * 4  # Bytes of [d].
@@ -26,7 +27,7 @@ RULES = {
 
 def compiled(rule, m=M, d=D):
     x = jax.ShapeDtypeStruct((m, d), jnp.float32)
-    return jax.jit(rule.aggregate).lower(x).compile()
+    return jax.jit(rule.aggregate).lower(x).compile(AS_USERS_DO)
 
 
 def sorts_of_columns(text, d):
@@ -62,19 +63,31 @@ def test_memory_beside_the_stack_does_not_grow_with_it(name):
     assert sizes[1] - sizes[0] <= 1.5 * 4 * 300_000  # One [d] at most.
 
 
-def test_programs_of_many_workers_are_bounded():
-    def size(m):
-        x = jax.ShapeDtypeStruct((m, 1000), jnp.float32)
-        lowered = jax.jit(byzjax.median().aggregate).lower(x)
-        return lowered.as_text().count("\n")
+def size(rule, updates):
+    return jax.jit(rule.aggregate).lower(updates).as_text().count("\n")
 
-    assert size(512) < 2 * size(65)
-    assert size(512) < 3 * size(64)
+
+@pytest.mark.parametrize("name", ["median", "krum", "geometric_median", "ctma(median)"])
+def test_programs_of_many_workers_are_bounded(name):
+    few, most, many = (
+        size(RULES[name][0], jax.ShapeDtypeStruct((m, 1000), jnp.float32))
+        for m in (64, 65, 512)
+    )
+    assert many < 2 * most
+    assert many < 3 * few
+
+
+@pytest.mark.parametrize("name", ["median", "geometric_median", "ctma(median)"])
+def test_programs_of_many_leaves_are_bounded(name):
+    shapes = [(3, 3, 16, 16), (16,), (16,), (16, 40)] * 25
+    tree = [jax.ShapeDtypeStruct((M, *shape), jnp.float32) for shape in shapes]
+    one = jax.ShapeDtypeStruct((M, 1000), jnp.float32)
+    assert size(RULES[name][0], tree) < size(RULES[name][0], one) + 25 * len(tree)
 
 
 def test_the_counts_see_a_sort_and_a_copy():
     x = jax.ShapeDtypeStruct((M, D), jnp.float32)
-    program = jax.jit(lambda x: jnp.median(x, axis=0)).lower(x).compile()
+    program = jax.jit(lambda x: jnp.median(x, axis=0)).lower(x).compile(AS_USERS_DO)
     kept = program.memory_analysis().temp_size_in_bytes
     assert sorts_of_columns(program.as_text(), D) or kept > STACK
     assert program.cost_analysis()["bytes accessed"] > 2 * STACK

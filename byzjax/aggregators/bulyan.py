@@ -1,6 +1,5 @@
 """Bulyan: Krum chooses rows, a mean around the median chooses values."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -88,10 +87,7 @@ def bulyan(
             center = order.middle(rows, even=even)
             return order.nearest_mean(rows, center, count - 2 * f)
 
-        def of_leaf(x):
-            return lifts.along_workers(reduce, jnp.asarray(x), chosen, passes=3)
-
-        return jax.tree.map(of_leaf, updates), state
+        return lifts.along_workers(reduce, updates, chosen, passes=3), state
 
     return Aggregator(optax.init_empty_state, update)
 

@@ -87,7 +87,7 @@ def geometric_median(
     def update(updates, state, params=None, *, weights=None, **extra):
         m = base.num_workers(updates)
         weights = lifts.check_weights(name, weights, m)
-        center = jax.tree.map(lambda x: lifts.along_workers(order.middle, x), updates)
+        center = lifts.along_workers(order.middle, updates)
         geometry = stacked.geometry(updates, origin=center)
         shares = jnp.where(geometry.finite, weigh(geometry, weights), 0)
         return stacked.weighted_sum(updates, shares, origin=center), state

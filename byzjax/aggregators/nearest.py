@@ -160,7 +160,8 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
 
     **Guarantee.** As good as its pivot: if that one is honest, every row kept is no
     farther from it than some honest row. With a Byzantine pivot there is none, except
-    that a row that is not finite has weight exactly 0. Ties go to the lowest index. Two
+    that a row that is not finite has weight exactly 0, and all have if the pivot is
+    not. Ties go to the lowest index. Two
     passes over the stack.
 
     Args:
@@ -194,11 +195,24 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
                 f"num_workers={m}"
             )
 
-    def weigh(geometry):
-        count = geometry.num_workers - f
-        return stacked.nearest(geometry.squared_distances[pivot], count) / count
+    def shares(squared_distances):
+        count = squared_distances.shape[0] - f
+        chosen = stacked.nearest(squared_distances, count) / count
+        return jnp.where(jnp.isfinite(squared_distances), chosen, 0)
 
-    return lifts.geometric("monna", weigh, check=check)
+    def weigh(geometry):
+        return shares(geometry.squared_distances[pivot])
+
+    def update(updates, state, params=None, *, weights=None, **extra):
+        check(base.num_workers(updates))
+        lifts.refuse_weights("monna", weights)
+        trusted = jax.tree.map(lambda x: x[pivot], updates)
+        squared = stacked.squared_distances_to_tree(updates, trusted)
+        return stacked.weighted_sum(updates, shares(squared)), state
+
+    # By itself it needs the distances to one row only; composed, the geometry is there.
+    geometric = lifts.geometric("monna", weigh, check=check)
+    return Aggregator(geometric.init, update, weigh=geometric.weigh)
 
 
 def medoid() -> Aggregator:
