@@ -32,14 +32,24 @@ def map_workers(
     size = -(-count // chunks)
     starts = np.minimum(np.arange(chunks) * size, count - size)
 
+    tree, places = None, []
+
     def one_chunk(start):
         def rows(x):
             return lax.dynamic_slice_in_dim(x, start, size)
 
-        return jax.vmap(function)(jax.tree.map(rows, operands))
+        nonlocal tree, places
+        leaves, tree = jax.tree.flatten(
+            jax.vmap(function)(jax.tree.map(rows, operands))
+        )
+        # A message often is the worker's new state itself: one copy of it is kept.
+        seen = {}
+        places = [seen.setdefault(id(x), len(seen)) for x in leaves]
+        return list({id(x): x for x in leaves}.values())
 
     def in_order(x):
         first, last = x[:-1].reshape(-1, *x.shape[2:]), x[-1]
         return jnp.concatenate([first, last[chunks * size - count :]])
 
-    return jax.tree.map(in_order, lax.map(one_chunk, starts))
+    kept = [in_order(x) for x in lax.map(one_chunk, starts)]
+    return jax.tree.unflatten(tree, [kept[i] for i in places])
