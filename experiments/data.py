@@ -94,7 +94,14 @@ def _digits() -> Dataset:
 
 def _read(name: str, folder: pathlib.Path | None, download: bool) -> Dataset:
     # Imported here: it takes a while, and the digits and the cache do without.
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"{name} is read by tensorflow-datasets, which is not there ({error}): "
+            "pip install -e '.[experiments]', or train on the digits, which need no "
+            "download, with --set dataset=digits."
+        ) from error
 
     # Prepared as anything else, it could not be read without TensorFlow.
     options: Any = {"file_format": "array_record"}

@@ -114,7 +114,7 @@ def test_a_plan_times_what_was_never_run(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["run", "fig3"], ["--download", "digits"]),
+        (["run", "fig3"], ["--data-dir", "--download", "dataset=digits"]),
         (["run", "fig3", "--set", "rule=crum"], ["'crum'", "ctma"]),
         (["run", "fig3", "--set", "f=3"], ["f=3", "num_byzantine"]),
         (["plot", "fig3"], ["no finished runs", "run fig3"]),
