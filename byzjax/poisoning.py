@@ -179,6 +179,13 @@ def backdoor(
         ) from None
 
     def poison(batch: Any) -> Any:
+        if _entry("backdoor", batch, "inputs", inputs) is _entry(
+            "backdoor", batch, "labels", labels
+        ):
+            raise ValueError(
+                "backdoor needs inputs and labels to be different entries of the "
+                f"batch, got inputs={inputs!r} and labels={labels!r}"
+            )
         x = jnp.asarray(_entry("backdoor", batch, "inputs", inputs))
         y = _class_labels("backdoor", _entry("backdoor", batch, "labels", labels))
         _check_fits("backdoor", "target", target, y.dtype)

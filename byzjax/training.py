@@ -88,7 +88,8 @@ def trainer(
       num_workers: m.
       num_byzantine: f, the workers of the last f rows attack.
       worker: optax transformation of each worker's gradient, such as
-        `byzjax.momentum(0.9)` or `byzjax.storm()`; None sends plain gradients.
+        `byzjax.momentum(0.9)` or `byzjax.storm()`; None sends plain gradients. One that
+        draws noise does so for each worker if its key is a typed one, `jax.random.key`.
       attack: what the Byzantine workers send; None: they follow the protocol.
       poison: batch → batch, applied to the Byzantine workers' data, such as
         `byzjax.poisoning.label_flip(10)`.
@@ -189,15 +190,12 @@ def trainer(
         # Copies, so that a donated state does not take the caller's arrays with it.
         params = jax.tree.map(jnp.copy, params)
         model_state = jax.tree.map(jnp.copy, model_state)
-        one = worker.init(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             prev_params=jax.tree.map(jnp.copy, params),
             model_state=model_state,
-            worker_state=jax.tree.map(
-                lambda x: jnp.repeat(jnp.asarray(x)[None], computed, axis=0), one
-            ),
+            worker_state=workers.copies(worker.init(params), computed),
             attack_state=None if attack is None else attack.init(params),
             aggregator_state=aggregator.init(params),
             server_state=server.init(params),

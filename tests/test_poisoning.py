@@ -196,6 +196,11 @@ def test_bad_settings(build, message):
             (IMAGES.astype(jnp.uint8), LABELS),
             "pattern=256",
         ),
+        (
+            backdoor(jnp.array([[1]]), 1, inputs=-1),
+            (IMAGES, LABELS),
+            "inputs=-1 and labels=1",
+        ),
     ],
 )
 def test_batches_that_do_not_fit(poison, batch, message):

@@ -300,3 +300,10 @@ def test_integers_as_model_state_are_refused():
     state = trainer.init(PARAMS, {"count": jnp.int32(0)})
     match = r"floating-point leaves, got int32 at \['count'\]"
     refused(match, trainer, state, at(0), error=TypeError)
+
+
+def test_workers_that_draw_noise_draw_their_own():
+    noisy = optax.add_noise(eta=1.0, gamma=0.0, key=jax.random.key(0))
+    trainer = make(worker=noisy, aggregator=byzjax.median(), attack=None)
+    keys = jax.random.key_data(trainer.init(PARAMS).worker_state.rng_key)
+    assert len(np.unique(keys, axis=0)) == len(keys) > 1
