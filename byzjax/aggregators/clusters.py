@@ -280,7 +280,8 @@ def clipped_clustering(
     base.check_count(name, window=window, minimum=1)
 
     def init(params):
-        return ClippedClusteringState(jnp.full((window,), jnp.inf), jnp.int32(0))
+        norms = jnp.full((window,), jnp.inf, float)
+        return ClippedClusteringState(norms, jnp.int32(0))
 
     def update(updates, state, params=None, *, weights=None, **extra):
         lifts.refuse_weights(name, weights)
