@@ -228,6 +228,24 @@ def test_ctma_keeps_exactly_so_many_of_equally_far_rows():
     np.testing.assert_allclose(got, [1 / 3, 1 / 3], rtol=1e-6)
 
 
+def test_ctma_keeps_all_of_equally_far_rows_if_asked():
+    """As in the authors' code: all five rows, divided by three."""
+    rows = np.float32([[1, 1], [-1, 1], [1, 1], [-1, 1], [0, 1]])
+    for rule in (byzjax.median(), byzjax.geometric_median()):
+        got = byzjax.ctma(rule, 2, ties="all").aggregate(rows)
+        np.testing.assert_allclose(got, [0, 5 / 3], rtol=1e-6, atol=1e-6)
+    rows = gaussian(seed=39)
+    rows[0] = np.nan
+    got = byzjax.ctma(byzjax.median(), F, ties="all").aggregate(rows)
+    np.testing.assert_array_equal(got, byzjax.ctma(byzjax.median(), F).aggregate(rows))
+    with pytest.raises(ValueError, match='ties to be "lowest" or "all", got ties=1'):
+        byzjax.ctma(byzjax.median(), F, ties=1)
+    with pytest.raises(ValueError, match='ties="lowest" with weights'):
+        byzjax.ctma(byzjax.median(), F, ties="all").aggregate(
+            rows, weights=np.ones(M, np.float32)
+        )
+
+
 # --- randomness -----------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from byzjax import base, lifts, stacked
 from byzjax.base import Aggregator
 
 
-def ctma(rule: Aggregator, num_byzantine: int) -> Aggregator:
+def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggregator:
     r"""The Centered Trimmed Meta Aggregator (CTMA).
 
     .. math::
@@ -16,8 +16,7 @@ def ctma(rule: Aggregator, num_byzantine: int) -> Aggregator:
       \mathrm{CTMA}(x) = \frac{1}{m - f} \sum_{i \in S} x_i
 
     with S the m−f rows nearest x₀; of rows equally far the lowest indices, so exactly
-    m−f rows enter. (The authors' code keeps all ties and still divides by m−f, and so
-    can leave the convex hull.)
+    m−f rows enter.
 
     `ctma(nnm(rule))` trims the *original* rows around the mixed aggregate, which is the
     authors' NNM+CTMA; `nnm(ctma(rule))` trims the mixed rows.
@@ -33,13 +32,16 @@ def ctma(rule: Aggregator, num_byzantine: int) -> Aggregator:
     Args:
       rule: the base aggregator A.
       num_byzantine: f.
+      ties: "lowest", or "all", the authors' code: every row as near as the (m−f)-th
+        enters, and the sum is still divided by m−f. Where rows are equally far the
+        result is then no mean, may leave their hull, and the guarantee is void.
 
     Returns:
-      An `Aggregator`; takes `weights` `[m]` if the base does.
+      An `Aggregator`; takes `weights` `[m]` if the base does and ties are "lowest".
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: m < 2f + 1 at trace time.
+      ValueError: other `ties`; m < 2f + 1, or weights with all ties, at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -55,9 +57,18 @@ def ctma(rule: Aggregator, num_byzantine: int) -> Aggregator:
     lifts.check_aggregator("ctma", rule)
     f = base.check_count("ctma", num_byzantine=num_byzantine)
     check = base.check_minority("ctma", f)
+    if ties not in ("lowest", "all"):
+        raise ValueError(f'ctma needs ties to be "lowest" or "all", got ties={ties!r}')
 
     def trim(distances, weights):
         m = distances.shape[0]
+        if ties == "all":
+            if weights is not None:
+                raise ValueError(
+                    'ctma needs ties="lowest" with weights, got ties="all"'
+                )
+            farthest = jnp.sort(distances)[m - f - 1]
+            return jnp.where(distances <= farthest, 1 / (m - f), 0)
         if weights is None:
             return stacked.nearest(distances, m - f) / (m - f)
         by_distance = jnp.argsort(distances, stable=True)
