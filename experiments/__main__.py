@@ -10,17 +10,19 @@ python -m experiments table fig3
 import argparse
 import ast
 import dataclasses
+import functools
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import plot, store, table
+from experiments import plot, store, table, theory, theory_chart
 from experiments.config import Config
 from experiments.data import DataError
-from experiments.figures import FIGURES
+from experiments.figures import FIGURES, THEORY
 from experiments.plan import plan
 from experiments.run import run
 
@@ -48,11 +50,24 @@ def quick(configs: Sequence[Config]) -> list[Config]:
     ]
 
 
-def overridden(configs: Sequence[Config], settings: Sequence[str]) -> list[Config]:
-    """The configurations with `field=value` put in; equal ones once."""
+def quick_cases(cases: Sequence[theory.Case]) -> list[theory.Case]:
+    """A smoke run of the theory: the first and the last case, everything small."""
+    return [
+        dataclasses.replace(
+            case,
+            num_workers=5,
+            num_byzantine=round(case.num_byzantine * 5 / case.num_workers),
+            **dict(steps=32, points=6, rates=(0.025, 0.25)),
+        )
+        for case in (cases[0], cases[-1])
+    ]
+
+
+def settings(given: Sequence[str], kinds: Sequence[type]) -> dict[str, Any]:
+    """Values of the `field=value` given, each a field of some kind of configuration."""
     changes: dict[str, Any] = {}
-    names = [field.name for field in dataclasses.fields(Config)]
-    for setting in settings:
+    names = dict.fromkeys(f.name for kind in kinds for f in dataclasses.fields(kind))
+    for setting in given:
         name, equals, value = setting.partition("=")
         if not equals or name not in names:
             raise ValueError(
@@ -63,7 +78,14 @@ def overridden(configs: Sequence[Config], settings: Sequence[str]) -> list[Confi
             changes[name] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
             changes[name] = value  # A name, such as digits.
-    return list(dict.fromkeys(dataclasses.replace(c, **changes) for c in configs))
+    return changes
+
+
+def overridden(configs: Sequence[Any], changes: dict[str, Any]) -> list[Any]:
+    """The configurations with the fields that they have changed; equal ones once."""
+    names = {field.name for field in dataclasses.fields(configs[0])}
+    mine = {name: value for name, value in changes.items() if name in names}
+    return list(dict.fromkeys(dataclasses.replace(c, **mine) for c in configs))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "list":
             continue
         command.add_argument(
-            "figures", nargs="+", metavar="FIGURE", choices=[*FIGURES, "all"]
+            "figures",
+            nargs="+",
+            metavar="FIGURE",
+            choices=[*FIGURES, *THEORY, "all"],
         )
         command.add_argument("--seeds", type=_count, default=3, help="how many (3)")
         command.add_argument(
@@ -146,13 +171,26 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _figures(given) -> dict[str, list[Config]]:
+class _Chosen(NamedTuple):
     """Name → configurations, as the options change them."""
-    names = FIGURES if "all" in given.figures else dict.fromkeys(given.figures)
-    found = {}
-    for name in names:
-        configs = overridden(FIGURES[name].configs(), given.set)
-        found[name] = quick(configs) if given.quick else configs
+
+    figures: dict[str, list[Config]]
+    theory: dict[str, list[theory.Case]]
+
+
+def _chosen(given) -> _Chosen:
+    all_of_them = "all" in given.figures
+    figures = [name for name in FIGURES if all_of_them or name in given.figures]
+    of_theory = [name for name in THEORY if all_of_them or name in given.figures]
+    kinds = [Config] * bool(figures) + [theory.Case] * bool(of_theory)
+    changes = settings(given.set, kinds)
+    found = _Chosen({}, {})
+    for name in figures:
+        configs = overridden(FIGURES[name].configs(), changes)
+        found.figures[name] = quick(configs) if given.quick else configs
+    for name in of_theory:
+        cases = overridden(THEORY[name].cases(), changes)
+        found.theory[name] = quick_cases(cases) if given.quick else cases
     return found
 
 
@@ -162,46 +200,97 @@ def _options(given) -> dict[str, Any]:
 
 
 def _list(given, console):
-    for name, figure in FIGURES.items():
-        console.print(f"[bold]{name}[/bold] ({len(figure.configs())} configurations)")
+    for name, figure in (FIGURES | THEORY).items():
+        configs = figure.configs() if name in FIGURES else figure.cases()
+        console.print(f"[bold]{name}[/bold] ({len(configs)} configurations)")
         console.print(f"    {figure.CLAIM}")
     return 0
 
 
 def _plan(given, console):
-    configs = [config for found in _figures(given).values() for config in found]
-    print(plan(configs, given.seeds, **_options(given)))
+    chosen = _chosen(given)
+    configs = [config for found in chosen.figures.values() for config in found]
+    cases = [case for found in chosen.theory.values() for case in found]
+    if configs:
+        print(plan(configs, given.seeds, **_options(given)))
+    if cases:
+        print(theory.plan(cases, given.seeds, out=given.out))
     return 0
 
 
 def _run(given, console):
-    figures = _figures(given)
-    run(
-        [config for configs in figures.values() for config in configs],
-        given.seeds,
-        **_options(given),
-        together=given.together,
-        checkpoint_seconds=given.checkpoint_seconds,
-        tensorboard=given.tensorboard,
-        compiler_options=UNOPTIMISED if given.quick else None,
-        console=console,
-    )
+    chosen = _chosen(given)
+    compiler_options = UNOPTIMISED if given.quick else None
+    configs = [config for found in chosen.figures.values() for config in found]
+    cases = [case for found in chosen.theory.values() for case in found]
+    if configs:
+        run(
+            configs,
+            given.seeds,
+            **_options(given),
+            together=given.together,
+            checkpoint_seconds=given.checkpoint_seconds,
+            tensorboard=given.tensorboard,
+            compiler_options=compiler_options,
+            console=console,
+        )
+    if cases:
+        theory.run(
+            cases,
+            given.seeds,
+            out=given.out,
+            compiler_options=compiler_options,
+            console=console,
+        )
     _plot(given, console)
     return _table(given, console)
 
 
-def _results(given):
-    """Of each figure that has any, with what a reader should know is missing."""
-    for name, configs in _figures(given).items():
+class _Finished(NamedTuple):
+    """What there is of a figure, and what is missing."""
+
+    stem: str  # Of its files.
+    heading: str
+    draw: Callable[[], Figure]
+    cells: Callable[[], list[list[str]]]
+    as_csv: Callable[[], str]
+    lacking: str
+
+
+def _finished(given) -> Iterator[_Finished]:
+    chosen = _chosen(given)
+    for name, configs in chosen.figures.items():
         results = store.load(given.out, configs, given.seeds)
         if not results:
-            raise ValueError(
-                f"{name} has no finished runs in {given.out}: "
-                f"python -m experiments run {name}"
-            )
-        lacking = table.missing(results, len(configs), given.seeds)
-        stem = name + "-quick" * given.quick
-        yield stem, FIGURES[name], results, lacking
+            raise _nothing(name, given)
+        yield _Finished(
+            name + "-quick" * given.quick,
+            "final test accuracy",
+            functools.partial(FIGURES[name].plot, results),
+            functools.partial(table.cells, results),
+            functools.partial(table.as_csv, results),
+            table.missing(results, len(configs), given.seeds),
+        )
+    for name, cases in chosen.theory.items():
+        measured = theory.load(given.out, cases, given.seeds)
+        if not measured:
+            raise _nothing(name, given)
+        chart = THEORY[name].chart(measured)
+        lacking = len(cases) - len(measured)
+        yield _Finished(
+            name + "-quick" * given.quick,
+            f"{chart.y} against {chart.x}",
+            functools.partial(theory_chart.draw, chart),
+            functools.partial(theory_chart.cells, chart),
+            functools.partial(theory_chart.as_csv, chart),
+            f"{lacking} of {len(cases)} cases are missing" if lacking else "",
+        )
+
+
+def _nothing(name, given) -> ValueError:
+    return ValueError(
+        f"{name} has no finished runs in {given.out}: python -m experiments run {name}"
+    )
 
 
 def _folder(given) -> pathlib.Path:
@@ -211,21 +300,21 @@ def _folder(given) -> pathlib.Path:
 
 
 def _plot(given, console):
-    for stem, figure, results, lacking in _results(given):
-        path = _folder(given) / f"{stem}.png"
-        plot.save(figure.plot(results), path)
-        console.print(f"Drawn in {path}. {lacking}", highlight=False)
+    for figure in _finished(given):
+        path = _folder(given) / f"{figure.stem}.png"
+        plot.save(figure.draw(), path)
+        console.print(f"Drawn in {path}. {figure.lacking}", highlight=False)
     return 0
 
 
 def _table(given, console):
-    for stem, _, results, lacking in _results(given):
-        path = _folder(given) / stem
-        store.replace(path.with_suffix(".csv"), table.as_csv(results))
-        store.replace(path.with_suffix(".md"), table.markdown(results) + "\n")
-        print(f"{stem}: final test accuracy, mean ± standard deviation over seeds")
-        print(table.text(results))
-        console.print(f"Also as {path}.md and .csv. {lacking}", highlight=False)
+    for figure in _finished(given):
+        path, cells = _folder(given) / figure.stem, figure.cells()
+        store.replace(path.with_suffix(".csv"), figure.as_csv())
+        store.replace(path.with_suffix(".md"), table.as_markdown(cells) + "\n")
+        print(f"{figure.stem}: {figure.heading}, mean ± standard deviation over seeds")
+        print(table.aligned(cells))
+        console.print(f"Also as {path}.md and .csv. {figure.lacking}", highlight=False)
     return 0
 
 

@@ -171,18 +171,18 @@ class Config:
 
     def parts(self) -> Parts:
         """The functions that the names stand for."""
-        sent = _make("attack", self.attack, ATTACKS)
+        sent = make("attack", self.attack, ATTACKS)
         attacks = isinstance(sent, byzjax.Attack)
-        worker, server = _make(
+        worker, server = make(
             "optimizer", self.optimizer, OPTIMIZERS, first=self.learning_rate
         )
         return Parts(
-            rule=_make("rule", self.rule, RULES, f=self.num_byzantine),
+            rule=make("rule", self.rule, RULES, f=self.num_byzantine),
             attack=sent if attacks else None,
             poison=None if attacks else sent,
             worker=worker,
             server=server,
-            split=_make("partition", self.partition, PARTITIONS),
+            split=make("partition", self.partition, PARTITIONS),
         )
 
     def digest(self) -> str:
@@ -262,17 +262,17 @@ def _calls(node: ast.expr) -> Iterable[ast.expr]:
         yield from _calls(inner)
 
 
-def _make(
+def make(
     field: str, text: str, table: Table, *, first: Any = None, f: int | None = None
 ) -> Any:
     """Calls what a text names; the innermost is given `first`, rules are given f."""
 
-    def make(node):
+    def build(node):
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
         name = getattr(call.func, "id", "")
         _check_name(field, name, table)
         factory = table[name]
-        inner = [make(argument) for argument in call.args]
+        inner = [build(argument) for argument in call.args]
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
         if f is not None and "num_byzantine" in inspect.signature(factory).parameters:
             options.setdefault("num_byzantine", f)
@@ -281,7 +281,7 @@ def _make(
         return factory(*inner, **options)
 
     try:
-        return make(_parse(field, text))
+        return build(_parse(field, text))
     except (TypeError, ValueError) as error:
         if str(error).startswith("Config needs"):
             raise

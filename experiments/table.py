@@ -48,7 +48,16 @@ def cells(results: Sequence[Result]) -> list[list[str]]:
 
 def text(results: Sequence[Result]) -> str:
     """For a terminal, columns aligned."""
-    table = cells(results)
+    return aligned(cells(results))
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """For a README."""
+    return as_markdown(cells(results))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells for a terminal."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -57,9 +66,9 @@ def text(results: Sequence[Result]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """For a README."""
-    head, *rows = cells(results)
+def as_markdown(table: Sequence[Sequence[str]]) -> str:
+    """A head and rows of cells for a README."""
+    head, *rows = table
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

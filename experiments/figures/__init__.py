@@ -1,6 +1,7 @@
 """The figures: each a module with its claim, `configs()` and `plot(results)`.
 
-One of your own is a file like these and a name in the table below.
+Those of the theory train no network: they have `cases()` and `chart(measured)` instead.
+One of your own is a file like these and a name in the tables below.
 """
 
 from types import ModuleType
@@ -15,6 +16,10 @@ from experiments.figures import (
     heatmap,
     heterogeneity,
     learning_rates,
+    theory_byzantine,
+    theory_excess_loss,
+    theory_learning_rates,
+    theory_momentum_error,
 )
 
 FIGURES: dict[str, ModuleType] = {
@@ -27,4 +32,11 @@ FIGURES: dict[str, ModuleType] = {
     "heatmap": heatmap,
     "heterogeneity": heterogeneity,
     "learning_rates": learning_rates,
+}
+
+THEORY: dict[str, ModuleType] = {
+    "theory_momentum_error": theory_momentum_error,
+    "theory_excess_loss": theory_excess_loss,
+    "theory_byzantine": theory_byzantine,
+    "theory_learning_rates": theory_learning_rates,
 }
