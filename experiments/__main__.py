@@ -57,7 +57,7 @@ def quick_cases(cases: Sequence[theory.Case]) -> list[theory.Case]:
             case,
             num_workers=5,
             num_byzantine=round(case.num_byzantine * 5 / case.num_workers),
-            **dict(steps=32, points=6, rates=(0.025, 0.25)),
+            **dict(steps=32, points=6, rates=(0.25 / 32, 0.25)),
         )
         for case in (cases[0], cases[-1])
     ]

@@ -33,8 +33,8 @@ from experiments.theory_problems import PROBLEMS, problem_of
 # --- a case: all learning rates and seeds in one program ------------------------------
 
 
-# Learning rates in units of 1/L: 1/4, two decades above and four below.
-RATES = tuple(0.25 * 10 ** (k / 2) for k in range(-8, 5))
+# Learning rates in units of 1/L. With the last step T = 4^k they have 1/4 and 1/(4T).
+RATES = tuple(0.25 * 4.0**k for k in range(-8, 4))
 
 
 def _mu2sgd(sgd, project):

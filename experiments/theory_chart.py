@@ -35,15 +35,16 @@ class Chart(NamedTuple):
     guide: float | None = None  # Exponent of a grey line to compare with.
 
 
-# Colour by optimizer, as in the other figures; full lines for what the theory is about.
-BLUE, RED = "#0072b2", "#d55e00"
+# Colour by optimizer, as in the other figures; full lines for what a theorem is about.
+BLUE, RED, ORANGE = "#0072b2", "#d55e00", "#e69f00"
 STYLES = {
     "μ²-SGD, a worker": (RED, "--", "v"),
     "μ²-SGD, aggregate": (RED, "-", "^"),
+    "μ²-SGD at 1/(4L), a worker": (ORANGE, "--", "<"),
     "momentum, a worker": (BLUE, "--", "s"),
     "momentum, aggregate": (BLUE, "-", "o"),
-    "μ²-SGD, η = 1/(4L)": (RED, "-", "^"),
-    "μ²-SGD, best η": (RED, ":", "v"),
+    "μ²-SGD, η = 1/(4LT)": (RED, "-", "^"),
+    "μ²-SGD, η = 1/(4L)": (ORANGE, "-", "<"),
     "momentum, η = 1/(4L)": (BLUE, "-", "o"),
     "momentum, best η": (BLUE, ":", "s"),
     "μ²-SGD, after T": (RED, "-", "^"),

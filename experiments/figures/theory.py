@@ -8,7 +8,8 @@ from experiments.theory_chart import Line, Panel
 
 NAMES = {"mu2sgd": "μ²-SGD", "momentum": "momentum"}
 ATTACKS = {"sign_flip": 8, "little": 8, "empire": 8}
-RATE = 1 / 4  # In units of 1/L: the one learning rate that asks for smoothness alone.
+# In units of 1/L. μ²-SGD moves w by η·t: with η = RATE/T steps stay below RATE/L.
+RATE = 1 / 4
 
 
 def cases(attacks: dict[str, int]) -> list[Case]:

@@ -1,8 +1,8 @@
 """Theorem 4.2 in practice: excess loss against δ, on convex problems.
 
 Claim: what the attackers cost grows with their share δ, but for μ²-SGD it is a factor
-on an excess loss that vanishes, at the same learning rate η = 1/(4L) for every δ; for
-momentum (0.9) it is a level at which training stops.
+on an excess loss that vanishes, at the same learning rate for every δ; for momentum
+(0.9) it is a level at which training stops.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ def chart(measured):
             if (each.case.problem, each.case.optimizer) == (problem, optimizer)
             and not each.case.num_byzantine
         ]
-        lines = _lines(theory.NAMES[optimizer], alone + group)
+        lines = _lines(optimizer, alone + group)
         found.setdefault((problem, attack), []).extend(lines)
     return Chart(
         title=theory.title("Excess loss and the share of attackers", measured),
@@ -51,11 +51,21 @@ def chart(measured):
     )
 
 
-def _lines(name, group):
+def _lines(optimizer, group):
     group = sorted(group, key=lambda each: each.case.num_byzantine)
     delta = [each.case.num_byzantine / each.case.num_workers for each in group]
-    fixed = [each.excess[:, each.at(theory.RATE), -1] for each in group]
-    best = [each.excess[:, each.excess.mean(0)[:, -1].argmin(), -1] for each in group]
-    for which, excess in (("η = 1/(4L)", fixed), ("best η", best)):
+    last = [each.excess[:, :, -1] for each in group]  # [seeds, rates] each
+    fixed = [y[:, each.at(theory.RATE)] for each, y in zip(group, last, strict=True)]
+    if optimizer == "mu2sgd":
+        steps = group[0].case.steps
+        falling = [
+            y[:, each.at(theory.RATE / steps)]
+            for each, y in zip(group, last, strict=True)
+        ]
+        found = {"μ²-SGD, η = 1/(4LT)": falling, "μ²-SGD, η = 1/(4L)": fixed}
+    else:
+        best = [y[:, y.mean(0).argmin()] for y in last]
+        found = {"momentum, η = 1/(4L)": fixed, "momentum, best η": best}
+    for name, excess in found.items():
         x, y = np.array(delta), np.stack(excess, axis=1)
-        yield Line(f"{name}, {which}", x, y, slope(x, y, x > 0))
+        yield Line(name, x, y, slope(x, y, x > 0))
