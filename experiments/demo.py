@@ -94,8 +94,18 @@ def load() -> Data:
     return Data(images[360:], labels[360:], images[:360], labels[:360])
 
 
-def make_run(model, params, data, attack, poison, rule, worker, server, steps):
-    """A first state, and a jitted chunk(state, key) → (state, test accuracy)."""
+def chosen_by_state(rules) -> byzjax.Aggregator:
+    """Any of some rules, by its number: one program to compile for all of them."""
+
+    def update(updates, number, params=None, **extra):
+        branches = [rule.aggregate for rule in rules]
+        return jax.lax.switch(number, branches, updates), number
+
+    return byzjax.Aggregator(lambda params: jnp.int32(0), update)
+
+
+def make_run(model, params, data, attack, poison, worker, server, steps):
+    """start(number of the rule) → state; chunk(state, key) → (state, test accuracy)."""
 
     def loss_fn(params, batch):
         images, labels = batch
@@ -108,7 +118,7 @@ def make_run(model, params, data, attack, poison, rule, worker, server, steps):
         worker=worker,
         attack=attack,
         poison=poison,
-        aggregator=rule,
+        aggregator=chosen_by_state(RULES.values()),
         server=server,
         num_workers=NUM_WORKERS,
         num_byzantine=NUM_BYZANTINE,
@@ -128,7 +138,10 @@ def make_run(model, params, data, attack, poison, rule, worker, server, steps):
         predicted = jnp.argmax(model.apply(state.params, data.test_images), axis=-1)
         return state, jnp.mean((predicted == data.test_labels).astype(jnp.float32))
 
-    return trainer.init(params), jax.jit(chunk, donate_argnums=0)
+    def start(number):
+        return trainer.init(params)._replace(aggregator_state=jnp.int32(number))
+
+    return start, jax.jit(chunk, donate_argnums=0)
 
 
 def run_all(steps: int, console: Console) -> dict[tuple[str, str, str], np.ndarray]:
@@ -146,13 +159,13 @@ def run_all(steps: int, console: Console) -> dict[tuple[str, str, str], np.ndarr
         task = progress.add_task("", total=total)
         for optimizer, (worker, server) in OPTIMIZERS.items():
             for attack_name, (attack, poison) in ATTACKS.items():
-                for rule_name, rule in RULES.items():
+                start, chunk = make_run(
+                    model, params, data, attack, poison, worker, server, steps
+                )
+                for number, rule_name in enumerate(RULES):
                     label = f"{optimizer}, {attack_name}, {rule_name}"
                     progress.update(task, description=label)
-                    state, chunk = make_run(
-                        model, params, data, attack, poison, rule, worker, server, steps
-                    )
-                    curve = []
+                    state, curve = start(number), []
                     keys = jax.random.split(jax.random.key(1), NUM_CURVE_POINTS)
                     for key in keys:
                         state, accuracy = chunk(state, key)
