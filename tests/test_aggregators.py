@@ -36,6 +36,21 @@ def where(condition, slow=lambda rule: False) -> list:
     return chosen
 
 
+def where_each(values, condition) -> list:
+    """The same for pairs of a row of the table and one of some values."""
+    return [
+        pytest.param(
+            rule,
+            value,
+            id=f"{value}-{rule.name}",
+            marks=pytest.mark.xdist_group(rule.name),
+        )
+        for value in values
+        for rule in RULES
+        if condition(rule, value)
+    ]
+
+
 # What takes a compilation of its own is left to the full run for mere conventions.
 compiles = pytest.mark.parametrize(
     "rule", where(lambda r: True, slow=lambda r: r.variant)
@@ -134,52 +149,55 @@ DATA = {
 }
 
 
+def serves(rule: Rule, m: int) -> bool:
+    """Whether the rule serves m workers, few enough of them if it is random."""
+    return rule.most(m) >= 0 and not (rule.random and m > 6)
+
+
+def _workers(rule: Rule, rows) -> int:
+    return len(_enumerable(rule, rows))
+
+
 def _enumerable(rule: Rule, rows):
     """Random rules have few enough outcomes to list for six workers."""
     return rows[:6] if rule.random else rows
 
 
-@every
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    "rule, data", where_each(DATA, lambda r, data: r.most(_workers(r, DATA[data])) >= 0)
+)
 def test_equals_the_oracle(rule, data):
     rows = _enumerable(rule, DATA[data])
-    if rule.most(len(rows)) < 0:
-        pytest.skip("the rule needs more workers")
     assert_oracle(rule, rows, some_f(rule, len(rows)))
 
 
-@every
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "rule, seed", where_each(range(4), lambda r, _: r.most(10) >= 2 and not r.random)
+)
 def test_equals_the_oracle_on_ties(rule, seed):
     # Eight of ten are kept: their mean of small integers is exact, and so are all ties.
-    if rule.most(10) < 2 or rule.random:
-        pytest.skip("the rule serves no two Byzantine workers here")
     assert_oracle(rule, _ties(seed), 2)
 
 
-@every
-@pytest.mark.parametrize("m, f, d", [(10, 2, 12), (1, 0, 4)])
-def test_equals_the_oracle_at_other_shapes(rule, m, f, d):
-    m = min(m, 6) if rule.random else m
-    f = min(f, rule.most(m))
-    if f < 0:
-        pytest.skip("the rule needs more workers")
-    assert_oracle(rule, gaussian(m, d, seed=11), f)
+@pytest.mark.parametrize(
+    "rule, m",
+    where_each([10, 6, 1], lambda r, m: serves(r, m) and (m != 6 or r.random)),
+)
+def test_equals_the_oracle_at_other_shapes(rule, m):
+    rows = gaussian(m, 4 if m == 1 else 12, seed=11)
+    assert_oracle(rule, rows, min(2, rule.most(m)))
 
 
-@compiles
+@pytest.mark.parametrize(
+    "rule", where(lambda r: r.most(3) >= 0, slow=lambda r: r.variant)
+)
 def test_equals_the_oracle_without_byzantine_workers(rule):
-    if rule.most(3) < 0:
-        pytest.skip("the rule needs more workers")
     assert_oracle(rule, gaussian(3, 3, seed=12), 0)
 
 
 @pytest.mark.slow
-@every
-@pytest.mark.parametrize("m", [3, 4, 5, 8, 11, 17])
+@pytest.mark.parametrize("rule, m", where_each([3, 4, 5, 8, 11, 17], serves))
 def test_equals_the_oracle_at_the_largest_f(rule, m):
-    if rule.most(m) < 0 or (rule.random and m > 6):
-        pytest.skip("the rule needs more workers")
     assert_oracle(rule, gaussian(m, 5, seed=m), rule.most(m))
 
 
@@ -252,12 +270,13 @@ def test_half_precision_accumulates_in_float32(rule):
     )
 
 
-@compiles
+@pytest.mark.parametrize(
+    "rule",
+    where(lambda r: r.most(_workers(r, gaussian())) >= 0, slow=lambda r: r.variant),
+)
 def test_double_precision_is_used(rule):
     rows = _enumerable(rule, gaussian(seed=27))
     m = len(rows)
-    if rule.most(m) < 0:
-        pytest.skip("the rule needs more workers")
     f = some_f(rule, m)
     with jax.enable_x64(True):
         x = jnp.asarray(rows, jnp.float64)

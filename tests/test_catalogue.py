@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import cluster
 
 import byzjax
 from byzjax.aggregators import clusters, spectral, subsets, trust
@@ -246,7 +247,6 @@ def test_noise_of_flame_is_in_units_of_the_median_norm():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_clusters_are_those_of_scikit_learn(seed):
-    cluster = pytest.importorskip("sklearn.cluster")
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(12, 5)) + rng.choice([0, 2], size=(12, 1))
     gaps = 1 - cosines(rows)

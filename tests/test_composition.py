@@ -67,25 +67,24 @@ def assert_one_of(got, expected, atol):
     assert np.min(gaps) <= atol, np.min(gaps)
 
 
-def _some_slow(names):
-    return [
-        pytest.param(n, marks=[] if n in ("median", "geometric_median") else SLOW)
-        for n in names
-    ]
+def _pairs(condition):
+    """Bases in pairs of meta-rules; bucketing is doubled where it leaves two rows."""
+    cases = []
+    for base in BASES:
+        marks = [] if base in ("median", "geometric_median") else [pytest.mark.slow]
+        for outer, inner in PAIRS:
+            if condition(base, outer == inner == "bucketing"):
+                cases.append(pytest.param(base, outer, inner, marks=marks))
+    return cases
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("outer, inner", PAIRS)
-@pytest.mark.parametrize("base", _some_slow(BASES))
+@pytest.mark.parametrize(
+    "base, outer, inner",
+    # Of two rows, Krum can choose none, and all between are geometric medians.
+    _pairs(lambda base, double: not (double and base in ("krum", "geometric_median"))),
+)
 def test_every_pair_equals_its_oracle(outer, inner, base):
-    double = outer == inner == "bucketing"  # Leaves two rows, too few for any f.
-    f = 0 if double else 1
-    if double and base == "krum":
-        pytest.skip("krum needs more than two rows")
-    if double and base == "geometric_median":
-        pytest.skip("of two rows, every point between them is a geometric median")
+    f = 0 if outer == inner == "bucketing" else 1
     function, oracle, tolerance = nested(outer, inner, base, f)
     # Other seeds, mixed twice, give three and three rows alike, with no one median.
     for seed in range(1, 4):
@@ -94,11 +93,11 @@ def test_every_pair_equals_its_oracle(outer, inner, base):
         assert_one_of(got, oracle(rows.astype(np.float64), f), 3 * tolerance)
 
 
-@pytest.mark.parametrize("outer, inner", PAIRS)
-@pytest.mark.parametrize("base", _some_slow(BASES))
+@pytest.mark.parametrize(
+    "base, outer, inner",
+    _pairs(lambda base, double: not double),  # Too few buckets for a poisoned one.
+)
 def test_no_pair_is_harmed_by_poisoned_rows(outer, inner, base):
-    if outer == inner == "bucketing":
-        pytest.skip("two buckets are too few for one that is poisoned")
     function, *_ = nested(outer, inner, base, 1)
     for seed, poison in enumerate((np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30)):
         for at in (0, SMALL - 1):
@@ -327,17 +326,24 @@ def test_ctma_hands_weights_to_its_base():
 def _over_every_rule():
     for rule in RULES:
         for meta in METAS:
-            yield pytest.param(rule, meta, id=f"{meta}({rule.name})")
+            if _largest_f(rule, meta) >= 0:
+                yield pytest.param(rule, meta, id=f"{meta}({rule.name})")
+
+
+def _largest_f(rule, meta):
+    """At most one, as the rule serves the rows that the meta-rule leaves it."""
+    return min(1, rule.most(_seen(meta)), rule.most(M))
+
+
+def _seen(meta):
+    return -(-M // 2) if meta == "bucketing" else M
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule, meta", list(_over_every_rule()))
 def test_every_meta_rule_nests_over_every_rule(rule: Rule, meta: str):
-    seen = -(-M // 2) if meta == "bucketing" else M
-    f = min(1, rule.most(seen), rule.most(M))
-    if f < 0:
-        pytest.skip("the rule needs more workers")
-    aggregator = METAS[meta][0](rule.make(seen, f), max(f, 0))
+    f = _largest_f(rule, meta)
+    aggregator = METAS[meta][0](rule.make(_seen(meta), f), f)
     rows = gaussian(seed=44)
 
     @jax.jit

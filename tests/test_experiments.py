@@ -125,7 +125,7 @@ def test_absent_data_are_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_failed_download_says_so(tmp_path, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
 
     def fail(self, **options):
         raise ConnectionError("no network")
@@ -137,7 +137,8 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch):
 
 def test_data_are_read_once(tmp_path, monkeypatch):
     """TFDS's mock data, from then on without TFDS."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     arguments = dict(data_dir=tmp_path / "tfds", cache_dir=tmp_path / "cache")
     with tfds.testing.mock_data(num_examples=7):
         monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
@@ -154,7 +155,8 @@ def test_data_are_read_once(tmp_path, monkeypatch):
 
 @pytest.mark.skipif("BYZJAX_DATA" not in os.environ, reason="needs prepared data")
 def test_real_data_are_where_the_environment_says():
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     for name, count in (("mnist", 60_000), ("cifar10", 50_000)):
         options = {"file_format": "array_record"}
         builder = tfds.builder(name, data_dir=data._resolve(None), **options)
