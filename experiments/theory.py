@@ -4,7 +4,7 @@ What the theorems bound is measured: the squared error of the honest workers' mo
 and of the aggregate, and the excess loss. Steps run in float32 on the device, all
 learning rates and seeds of a case in one compiled program; errors and losses are then
 taken in float64 on the host, from the recorded iterates, so that what is subtracted is
-exact. What is left is the rounding of the iterates: excess losses end near 1e-13, and
+exact. What is left is the rounding of the iterates: excess losses end near 1e-14, and
 the squared error of the momentum where rounding (6e-8 of a gradient a step) has added
 up to the noise that is left, after some 10^7 steps: both far below what is seen here.
 """

@@ -79,7 +79,7 @@ def draw(chart: Chart) -> Figure:
     axes = figure.subplots(
         len(rows), len(columns), sharex=True, sharey="row", squeeze=False
     )
-    handles = {}
+    handles, most = {}, 0
     for axis in axes.flat:
         axis.set_visible(False)
     for panel in chart.panels:
@@ -87,6 +87,7 @@ def draw(chart: Chart) -> Figure:
         axis = axes[i, j]
         axis.set_visible(True)
         notes = [line for line in panel.lines if line.note]
+        most = max(most, len(notes))
         for line in panel.lines:
             color, dashes, marker = STYLES[line.name]
             style = dict(color=color, linestyle=dashes, linewidth=1.5)
@@ -104,7 +105,7 @@ def draw(chart: Chart) -> Figure:
             axis.plot(panel.lines[0].x, guide, color="#999999", linewidth=1, zorder=0)
         for place, line in enumerate(reversed(notes)):
             axis.annotate(
-                f"{line.name}: {line.note}",
+                f"{line.name}: {line.note.replace('-', '−')}",
                 **dict(xy=(0.03, 0.03 + 0.075 * place), xycoords="axes fraction"),
                 **dict(color=STYLES[line.name][0], fontsize=7.5),
             )
@@ -120,8 +121,9 @@ def draw(chart: Chart) -> Figure:
             axis.set_ylabel(f"{panel.row}\n{chart.y}")
     for row in axes:  # Room for the notes.
         low, high = row[0].get_ylim()
-        row[0].set_ylim(low * (low / high) ** 0.45, high)
-    figure.suptitle(chart.title, fontsize=11)
+        row[0].set_ylim(low * (low / high) ** (0.1 * most), high)
+    heading = f"{chart.title}; beside the names: {chart.note}"
+    figure.suptitle(heading, fontsize=11)
     figure.legend(
         handles.values(),
         handles.keys(),
