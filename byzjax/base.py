@@ -41,13 +41,29 @@ class Aggregator(optax.GradientTransformationExtraArgs):
       weigh: for rules that are a weighting of the workers decided by their geometry
         alone, the function `weigh(geometry, key=, weights=)` → `[m]`; else None.
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
+      distances: whether `weigh` reads more of the geometry than norms.
+      reduce: for rules that act on every coordinate by itself and keep no state, the
+        function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows call
+        it on blocks of them, and never form the mixed stack.
     """
 
     weigh: Weigh | None
+    distances: bool
+    reduce: Callable[[jax.Array], jax.Array] | None
 
-    def __new__(cls, init, update, *, weigh: Weigh | None = None):
+    def __new__(
+        cls,
+        init,
+        update,
+        *,
+        weigh: Weigh | None = None,
+        distances: bool = True,
+        reduce: Callable[[jax.Array], jax.Array] | None = None,
+    ):
         self = super().__new__(cls, init, update)
         self.weigh = weigh
+        self.distances = distances
+        self.reduce = reduce
         return self
 
     def aggregate(

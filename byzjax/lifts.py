@@ -2,7 +2,8 @@
 
 * `coordinatewise(name, reduce)`: a function of one leaf, along axis 0.
 * `geometric(name, weigh)`: weights of the workers from their m×m geometry.
-* `premixed(name, base, matrix)`: any rule after a linear mixing of the workers.
+* `premixed(name, base, matrix)`: any rule after a linear mixing of the workers, and
+  `prescaled(name, base, factors)` after a scaling of each.
 """
 
 from collections.abc import Callable
@@ -77,7 +78,12 @@ def coordinatewise(
 
         return along_workers(reduce, updates, checked, passes=passes), state
 
-    return Aggregator(optax.init_empty_state, update)
+    def checked_reduce(rows):
+        if check is not None:
+            check(rows.shape[0])
+        return reduce(rows)
+
+    return Aggregator(optax.init_empty_state, update, reduce=checked_reduce)
 
 
 def along_workers(
@@ -152,7 +158,7 @@ def from_weigh(weigh: base.Weigh, *, distances: bool = True) -> Aggregator:
         shares = jnp.where(geometry.finite, shares, 0)
         return stacked.weighted_sum(updates, shares), state
 
-    return Aggregator(optax.init_empty_state, update, weigh=weigh)
+    return Aggregator(optax.init_empty_state, update, weigh=weigh, distances=distances)
 
 
 def premixed(
@@ -167,7 +173,8 @@ def premixed(
     """A rule applied to y = W x, with W decided by the geometry of x.
 
     Over a geometric rule the mixing happens in the geometry, and the whole is geometric
-    again; over any other rule the mixed stack is formed.
+    again. A rule by coordinates is given blocks of the mixed stack, which is formed as
+    a whole for other rules only.
 
     Args:
       name: for error messages.
@@ -209,8 +216,62 @@ def premixed(
         measure = stacked.geometry if distances else stacked.norms
         geometry = measure(updates)
         w, key = mixing(geometry, key)
-        mixed = stacked.mix(updates, w, stacked.mixed_finite(geometry, w))
+        finite = stacked.mixed_finite(geometry, w)
+        if rule.reduce is not None:
+            return stacked.mix_and_reduce(updates, w, finite, rule.reduce), state
+        mixed = stacked.mix(updates, w, finite)
         return rule.update(mixed, state, params, key=key, **extra)
+
+    return Aggregator(rule.init, update)
+
+
+def prescaled(
+    name: str,
+    rule: Aggregator,
+    factors: Callable[[stacked.Geometry], jax.Array],
+    *,
+    check: base.Check | None = None,
+) -> Aggregator:
+    """A rule applied to y_i = s_i x_i, with s decided by the norms of x.
+
+    Args:
+      name: for error messages.
+      rule: the base.
+      factors: `Geometry`, perhaps of norms alone → s `[m]`, 0 for rows that are not
+        finite, at most 1.
+      check: raises if the wrapper cannot serve m workers.
+    """
+    check_aggregator(name, rule)
+
+    def scaling(geometry, weights):
+        refuse_weights(name, weights)
+        if check is not None:
+            check(geometry.num_workers)
+        return factors(geometry)
+
+    if rule.weigh is not None:
+        base_weigh = rule.weigh
+
+        def weigh(geometry, /, *, key=None, weights=None):
+            s = scaling(geometry, weights)
+            scaled = stacked.scale_geometry(geometry, s)
+            shares = base_weigh(scaled, key=key, weights=None)
+            return jnp.where(scaled.finite, shares, 0) * s
+
+        return from_weigh(weigh, distances=rule.distances)
+
+    def update(updates, state, params=None, *, key=None, weights=None, **extra):
+        s = scaling(stacked.norms(updates), weights)
+
+        def of_leaf(x):
+            kept = s.reshape((-1,) + (1,) * (x.ndim - 1))
+            wide = x.astype(stacked.accumulator_dtype(x.dtype))
+            return jnp.where(kept != 0, wide * kept.astype(wide.dtype), 0).astype(
+                x.dtype
+            )
+
+        scaled = jax.tree.map(of_leaf, updates)
+        return rule.update(scaled, state, params, key=key, **extra)
 
     return Aggregator(rule.init, update)
 

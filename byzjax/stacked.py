@@ -9,6 +9,7 @@ square float32 cannot hold), is an outlier. Its distances are +inf, and a weight
 *selects* before it multiplies, since 0·inf is NaN.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -135,6 +136,20 @@ def mix_geometry(geometry: Geometry, matrix: jax.Array) -> Geometry:
     return _from_gram(gram, None, finite)
 
 
+def scale_geometry(geometry: Geometry, factors: jax.Array) -> Geometry:
+    """The geometry of y_i = `factors`_i x_i; a row of factor zero is a row of zeros.
+
+    Args:
+      geometry: of x, perhaps one of norms alone.
+      factors: `[m]`, at most one.
+    """
+    if geometry.gram.size:
+        return mix_geometry(geometry, jnp.diag(factors))
+    read = factors != 0
+    squares = jnp.where(read, geometry.squared_norms, 0) * factors**2
+    return geometry._replace(finite=geometry.finite | ~read, squared_norms=squares)
+
+
 def mixed_finite(geometry: Geometry, matrix: jax.Array) -> jax.Array:
     """Which rows [n] of `matrix` x read finite rows of x only."""
     return ~jnp.any((matrix != 0) & ~geometry.finite[None, :], axis=1)
@@ -188,21 +203,49 @@ def mix(updates: base.Tree, matrix: jax.Array, finite: jax.Array) -> base.Tree:
       finite: `[n]`, from `mixed_finite`.
     """
     n = matrix.shape[0]
-    read = jnp.any(matrix != 0, axis=0)
-    matrix = jnp.where(finite[:, None], matrix, 0)
-
-    def of_block(rows, matrix, read, finite):
-        dtype = accumulator_dtype(rows.dtype)
-        rows = rows.astype(dtype)
-        clean = jnp.where(read[:, None] & jnp.isfinite(rows), rows, 0)
-        mixed = jnp.matmul(matrix.astype(dtype), clean, precision=lax.Precision.HIGHEST)
-        return jnp.where(finite[:, None], mixed, jnp.nan)
 
     def of_leaf(x):
-        mixed = columns.map_columns(of_block, n, flat_rows(x), matrix, read, finite)
+        mixed = columns.map_columns(_mixed, n, flat_rows(x), matrix, finite)
         return mixed.astype(x.dtype).reshape(n, *x.shape[1:])
 
     return jax.tree.map(of_leaf, updates)
+
+
+def mix_and_reduce(
+    updates: base.Tree,
+    matrix: jax.Array,
+    finite: jax.Array,
+    reduce: Callable[[jax.Array], jax.Array],
+) -> base.Tree:
+    """`reduce` of `mix`, block by block: the mixed stack is never formed.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      matrix: `[n, m]`.
+      finite: `[n]`, from `mixed_finite`.
+      reduce: `[n, b]` → `[b]`, column by column.
+    """
+
+    def of_block(x, matrix, finite):
+        return reduce(_mixed(x, matrix, finite))[None]
+
+    def of_leaf(x):
+        out = columns.map_columns(of_block, 1, flat_rows(x), matrix, finite)
+        return out.astype(x.dtype).reshape(x.shape[1:])
+
+    return columns.map_bundles(of_leaf, updates)
+
+
+def _mixed(x, matrix, finite):
+    """A block of y = `matrix` x, `[m, b]` → `[n, b]`."""
+    dtype = accumulator_dtype(x.dtype)
+    matrix = matrix.astype(dtype)
+    read = jnp.any(matrix != 0, axis=0)
+    x = x.astype(dtype)
+    clean = jnp.where(read[:, None] & jnp.isfinite(x), x, 0)
+    matrix = jnp.where(finite[:, None], matrix, 0)
+    mixed = jnp.matmul(matrix, clean, precision=lax.Precision.HIGHEST)
+    return jnp.where(finite[:, None], mixed, jnp.nan)
 
 
 def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Array:
@@ -213,7 +256,10 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
         gap = x.astype(dtype) - c.astype(dtype)[None]
         known = jnp.isfinite(gap)
         gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
-        return jnp.sum(jnp.where(known, gap * gap, jnp.inf), axis=1)
+        squares = jnp.where(known, gap * gap, jnp.inf)
+        # Twice as fast on CPUs as jnp.sum(axis=1).
+        ones = jnp.ones((squares.shape[1],), dtype)
+        return jnp.matmul(squares, ones, precision=lax.Precision.HIGHEST)
 
     rows, centers = columns.bundled(
         [flat_rows(x) for x in jax.tree.leaves(updates)],

@@ -7,7 +7,7 @@ import pytest
 import byzjax
 from tests.compiling import AS_USERS_DO
 
-M, F, D = 17, 7, 50_000
+M, F, D = 17, 7, 200_000
 ONE = D * 4  # Bytes of [d].
 STACK = M * ONE
 

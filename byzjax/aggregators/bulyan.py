@@ -79,15 +79,19 @@ def bulyan(
             chosen = jnp.argsort(scores, stable=True)[:count]
         else:
             chosen = _repeated_krum(distances, f, count, squared)
-        chosen = jnp.sort(chosen)
+        left_out = jnp.ones((m,), bool).at[chosen].set(False)
+        # Half of the 2f rows left out below all others, half above: the median of all
+        # is that of the chosen ones, without a gather.
+        below = left_out & (jnp.cumsum(left_out) <= f)
+        side = jnp.where(below, -1, jnp.where(left_out, 1, 0))
 
-        def reduce(rows, chosen):
-            # Copied first: what fuses with a gather is computed again and again.
-            rows = lax.optimization_barrier(rows[chosen.astype(jnp.int32)])
-            center = order.middle(rows, even=even)
-            return order.nearest_mean(rows, center, count - 2 * f)
+        def reduce(rows, side):
+            beyond = jnp.where(side < 0, -jnp.inf, jnp.inf).astype(rows.dtype)
+            among = (side == 0)[:, None]
+            center = order.middle(jnp.where(among, rows, beyond[:, None]), even=even)
+            return order.nearest_mean(rows, center, count - 2 * f, side == 0)
 
-        return lifts.along_workers(reduce, updates, chosen, passes=3), state
+        return lifts.along_workers(reduce, updates, side, passes=3), state
 
     return Aggregator(optax.init_empty_state, update)
 

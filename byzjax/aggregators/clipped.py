@@ -42,10 +42,10 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
     """
     base.check_number("clipping", max_norm=max_norm, open_interval=True)
 
-    def matrix(geometry):
-        return jnp.diag(_shares(geometry.squared_norms, max_norm))
+    def factors(geometry):
+        return _shares(geometry.squared_norms, max_norm)
 
-    return lifts.premixed("clipping", rule, matrix, distances=False)
+    return lifts.prescaled("clipping", rule, factors)
 
 
 def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
@@ -84,15 +84,14 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
     """
     f = base.check_count("arc", num_byzantine=num_byzantine)
 
-    def matrix(geometry):
+    def factors(geometry):
         m = geometry.num_workers
         # In integers: the floor of the floating-point product may be one too low.
         k = 2 * f * (m - f) // m
         longest = jnp.sort(geometry.squared_norms)[m - k - 1]
-        return jnp.diag(_shares(geometry.squared_norms, stacked.root(longest)))
+        return _shares(geometry.squared_norms, stacked.root(longest))
 
-    check = base.check_minority("arc", f)
-    return lifts.premixed("arc", rule, matrix, check=check, distances=False)
+    return lifts.prescaled("arc", rule, factors, check=base.check_minority("arc", f))
 
 
 def _shares(squared_norms: jax.Array, max_norm: jax.Array | float) -> jax.Array:

@@ -59,19 +59,25 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
     def update(updates, state, params=None, *, weights=None, **extra):
         lifts.refuse_weights("centered_clipping", weights)
         m = base.num_workers(updates)
-        # Around v itself, so the weights are of x_i − v and the rest stays at v.
-        geometry = stacked.geometry(updates, origin=state.center)
 
-        def step(_, shares):
-            squared = stacked.squared_distances_to(geometry, shares)
+        def clip(squared):
             inside = squared <= radius**2
-            clip = jnp.where(
-                inside, 1, radius / jnp.sqrt(jnp.where(inside, 1, squared))
-            )
-            return shares * (1 - jnp.sum(clip) / m) + clip / m
+            far = radius / jnp.sqrt(jnp.where(inside, 1, squared))
+            return jnp.where(inside, 1, far)
 
-        start = jnp.zeros((m,), geometry.gram.dtype)
-        shares = lax.fori_loop(0, num_iterations, step, start)
+        if num_iterations == 1:  # Distances between rows are not needed.
+            squared = stacked.squared_distances_to_tree(updates, state.center)
+            shares = clip(squared) / m
+        else:
+            # Around v itself, so the weights are of x_i − v and the rest stays at v.
+            geometry = stacked.geometry(updates, origin=state.center)
+
+            def step(_, shares):
+                kept = clip(stacked.squared_distances_to(geometry, shares))
+                return shares * (1 - jnp.sum(kept) / m) + kept / m
+
+            start = jnp.zeros((m,), geometry.gram.dtype)
+            shares = lax.fori_loop(0, num_iterations, step, start)
         center = stacked.weighted_sum(updates, shares, origin=state.center)
         return center, CenteredClippingState(center)
 

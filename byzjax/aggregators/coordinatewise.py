@@ -43,8 +43,8 @@ def mean() -> Aggregator:
 
     plain = lifts.coordinatewise("mean", reduce, weighted=True)
     # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
-    as_weighting = lifts.geometric("mean", weigh, weighted=True)
-    return Aggregator(plain.init, plain.update, weigh=as_weighting.weigh)
+    inside = lifts.geometric("mean", weigh, weighted=True, distances=False)
+    return Aggregator(plain.init, plain.update, weigh=inside.weigh, distances=False)
 
 
 def median(*, even: str = "midpoint") -> Aggregator:
