@@ -16,10 +16,8 @@ from jax import lax
 from byzjax import order
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU; elsewhere they
-# only bound the memory of what is computed from it. In elements, not columns. Products
-# run on both cores of a CPU, and faster, from larger blocks.
-_CPU_FOLD = 1 << 20
-_CPU_MAP = 1 << 18
+# only bound the memory of what is computed from it. In elements, not columns.
+_CPU_BLOCK = 1 << 20
 _DEVICE_BLOCK = 1 << 25
 # Columns of a leaf that is copied into a bundle of others.
 _SMALL = 1 << 14
@@ -105,11 +103,11 @@ def total(parts: list[jax.Array]) -> jax.Array:
     return order.row_sum([part.astype(dtype) for part in parts])
 
 
-def _by_platform(function, on_cpu, *args):
+def _by_platform(function, *args):
     """Calls function(*args, elements=...) with the platform's block size."""
     return lax.platform_dependent(
         *args,
-        cpu=functools.partial(function, elements=on_cpu),
+        cpu=functools.partial(function, elements=_CPU_BLOCK),
         default=functools.partial(function, elements=_DEVICE_BLOCK),
     )
 
@@ -158,7 +156,7 @@ def fold(of_block, x, *vectors, scalars=()):
         return total
 
     count = len(scalars)
-    return _by_platform(whole_pass, _CPU_FOLD, x, *vectors, *scalars)
+    return _by_platform(whole_pass, x, *vectors, *scalars)
 
 
 def map_columns(of_block, num_rows, x, *scalars):
@@ -181,4 +179,4 @@ def map_columns(of_block, num_rows, x, *scalars):
         out = jnp.zeros((num_rows, n), jax.eval_shape(of_block, x, *scalars).dtype)
         return lax.fori_loop(0, -(-n // block), step, out)
 
-    return _by_platform(whole_pass, _CPU_MAP, x, *scalars)
+    return _by_platform(whole_pass, x, *scalars)

@@ -10,7 +10,7 @@ import pytest
 from byzjax import columns, stacked
 
 M, D = 11, 50
-BLOCK = columns._block_columns(M, columns._CPU_FOLD)
+BLOCK = columns._block_columns(M, columns._CPU_BLOCK)
 
 geometry = jax.jit(stacked.geometry)
 
