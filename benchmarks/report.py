@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,7 +56,26 @@ def rules_table(records: list[dict[str, Any]]) -> str:
                 *peers,
             )
         )
-    return table("Rules, against one read of the stack", header, rows)
+    title = "Rules, against one read of the stack"
+    return table(title, header, rows) + _peers_summary(records)
+
+
+def _peers_summary(records) -> str:
+    lines = []
+    for name, title in (("torch", "PyTorch"), ("byzfl", "ByzFL")):
+        ratios = {
+            r["rule"]: r["peers"][name]["median"] / r["seconds"]["median"]
+            for r in records
+            if name in r["peers"]
+        }
+        if ratios:
+            least = min(ratios, key=ratios.__getitem__)
+            lines.append(
+                f"\nGeometric mean over the {len(ratios)} rules shared with {title}: "
+                f"{statistics.geometric_mean(ratios.values()):.1f}×; the least is "
+                f"{ratios[least]:.1f}×, {least}."
+            )
+    return "\n".join(["", *lines])
 
 
 def trees_table(records: list[dict[str, Any]]) -> str:

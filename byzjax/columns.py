@@ -20,7 +20,7 @@ from byzjax import order
 _CPU_BLOCK = 1 << 20
 _DEVICE_BLOCK = 1 << 25
 # Columns of a leaf that is copied into a bundle of others.
-_SMALL = 1 << 14
+_SMALL = 1 << 12
 
 
 def accumulator_dtype(dtype) -> Any:
