@@ -116,47 +116,62 @@ def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
 
-def fold(of_block, x, *vectors, scalars=()):
-    """Sums `of_block` over blocks of columns.
+def fold(of_block, rows, vectors, *, scalars=()):
+    """Sums `of_block` over blocks of columns of some arrays.
 
     Args:
       of_block: (`[m, b]`, `[b]` of each vector, scalars) → tree of sums.
-      x: `[m, n]`.
-      *vectors: `[n]` each.
+      rows: `[m, n]` each.
+      vectors: a tuple of `[n]` beside each of `rows`.
       scalars: passed on to `of_block`.
+
+    Returns:
+      The sums over all of them, in the widest of their dtypes.
     """
+    dtype = functools.reduce(
+        np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
+    )
 
-    def whole_pass(x, *rest, elements):
-        vectors, scalars = rest[: len(rest) - count], rest[len(rest) - count :]
-        m, n = x.shape
-        block = _block_columns(m, elements)
+    def add(total, part):
+        return jax.tree.map(lambda t, p: t + p.astype(dtype), total, part)
 
-        def at(start, size):
+    def whole_pass(rows, vectors, scalars, *, elements):
+        def at(k, start, size):
             return of_block(
-                lax.dynamic_slice_in_dim(x, start, size, axis=1),
-                *(lax.dynamic_slice_in_dim(v, start, size) for v in vectors),
+                lax.dynamic_slice_in_dim(rows[k], start, size, axis=1),
+                *(lax.dynamic_slice_in_dim(v, start, size) for v in vectors[k]),
                 *scalars,
             )
 
-        whole = n // block
         total = jax.tree.map(
-            lambda part: jnp.zeros(part.shape, part.dtype),
-            jax.eval_shape(lambda: at(0, min(n, block))),
+            lambda part: jnp.zeros(part.shape, dtype),
+            jax.eval_shape(lambda: at(0, 0, 1)),
         )
-        if whole:
-            total = lax.fori_loop(
-                0,
-                whole,
-                lambda i, t: jax.tree.map(jnp.add, t, at(i * block, block)),
-                total,
-            )
-        if whole * block < n:
-            last = at(whole * block, n - whole * block)
-            total = jax.tree.map(jnp.add, total, last)
+        for k, x in enumerate(rows):
+            count, block = _blocks(x.shape[0], x.shape[1], elements)
+            if count:
+
+                def step(i, total, k=k, block=block):
+                    return add(total, at(k, i * block, block))
+
+                total = lax.fori_loop(0, count, step, total)
+            if count * block < x.shape[1]:
+                last = at(k, count * block, x.shape[1] - count * block)
+                total = add(total, last)
         return total
 
-    count = len(scalars)
-    return _by_platform(whole_pass, x, *vectors, *scalars)
+    return _by_platform(whole_pass, rows, vectors, scalars)
+
+
+def _blocks(m: int, n: int, elements: int) -> tuple[int, int]:
+    """How many blocks of how many columns; fewer than 128 a block are left over.
+
+    Two at least: XLA would take a single turn of a loop out of it, and then keep the
+    temporary memory of all arrays at once.
+    """
+    count = max(2, -(-n // _block_columns(m, elements)))
+    block = n // count // 128 * 128
+    return (count, block) if block else (0, 0)
 
 
 def map_columns(of_block, num_rows, x, *scalars):

@@ -138,11 +138,4 @@ def _gram_pass(rows, origins, center):
         z = x - o[None]
         return product(y, y), jnp.sum(z * z, axis=1)
 
-    rows, vectors = columns.bundled(rows, origins)
-    parts = [
-        columns.fold(of_block, x, *o, scalars=(center,))
-        for x, o in zip(rows, vectors, strict=True)
-    ]
-    return columns.total([gram for gram, _ in parts]), columns.total(
-        [norms for _, norms in parts]
-    )
+    return columns.fold(of_block, *columns.bundled(rows, origins), scalars=(center,))

@@ -265,8 +265,7 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
         [flat_rows(x) for x in jax.tree.leaves(updates)],
         [c.ravel() for c in jax.tree.leaves(center)],
     )
-    parts = [columns.fold(of_block, x, *c) for x, c in zip(rows, centers, strict=True)]
-    total = columns.total(parts)
+    total = columns.fold(of_block, rows, centers)
     return jnp.where(total < LARGEST_SQUARE, total, jnp.inf)
 
 

@@ -124,13 +124,13 @@ def _products(updates, reference):
         x = jnp.where(jnp.isfinite(x), x, 0)
         return jnp.sum(x * r[None], axis=1), jnp.sum(r * r)
 
-    parts = [
-        columns.fold(of_block, flat_rows(x), jnp.ravel(r))
-        for x, r in zip(
-            jax.tree.leaves(updates), jax.tree.leaves(reference), strict=True
-        )
-    ]
-    return columns.total([p for p, _ in parts]), columns.total([s for _, s in parts])
+    return columns.fold(
+        of_block,
+        *columns.bundled(
+            [flat_rows(x) for x in jax.tree.leaves(updates)],
+            [jnp.ravel(r) for r in jax.tree.leaves(reference)],
+        ),
+    )
 
 
 def cosine_distances(geometry: stacked.Geometry) -> jax.Array:
