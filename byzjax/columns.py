@@ -145,7 +145,7 @@ def fold(of_block, rows, vectors, *, scalars=()):
 
         total = jax.tree.map(
             lambda part: jnp.zeros(part.shape, dtype),
-            jax.eval_shape(lambda: at(0, 0, 1)),
+            jax.eval_shape(lambda: at(0, 0, min(1, rows[0].shape[1]))),
         )
         for k, x in enumerate(rows):
             count, block = _blocks(x.shape[0], x.shape[1], elements)

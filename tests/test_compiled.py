@@ -85,6 +85,18 @@ def test_programs_of_many_leaves_are_bounded(name):
     assert size(RULES[name][0], tree) < size(RULES[name][0], one) + 25 * len(tree)
 
 
+@pytest.mark.parametrize("name", ["krum", "ctma(median)"])
+def test_memory_does_not_grow_with_the_number_of_leaves(name):
+    """Each leaf's pass uses the memory of the one before."""
+
+    def kept(leaves):
+        tree = [jax.ShapeDtypeStruct((M, 128, 128), jnp.float32)] * leaves
+        program = jax.jit(RULES[name][0].aggregate).lower(tree).compile(AS_USERS_DO)
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert kept(24) < 1.5 * kept(3)
+
+
 def test_the_counts_see_a_sort_and_a_copy():
     x = jax.ShapeDtypeStruct((M, D), jnp.float32)
     program = jax.jit(lambda x: jnp.median(x, axis=0)).lower(x).compile(AS_USERS_DO)

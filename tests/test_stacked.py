@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import byzjax
 from byzjax import columns, stacked
 
 M, D = 11, 50
@@ -335,3 +336,13 @@ def test_derivatives_of_distances_do_not_depend_on_the_centre():
         np.testing.assert_allclose(
             norms, 2 * np.sum(rows * tangent, axis=1), rtol=1e-9, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("rule", [byzjax.krum(1), byzjax.ctma(byzjax.median(), 1)])
+def test_leaves_without_coordinates_add_nothing(rule):
+    rows = jnp.asarray(np.random.default_rng(40).normal(size=(7, 5)), jnp.float32)
+    nothing = jnp.zeros((7, 0), jnp.bfloat16)
+    got = rule.aggregate([nothing, rows])
+    assert got[0].shape == (0,) and got[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got[1], rule.aggregate(rows))
+    assert rule.aggregate(nothing).shape == (0,)
