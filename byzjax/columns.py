@@ -19,6 +19,13 @@ from byzjax import order
 # only bound the memory of what is computed from it. In elements, not columns.
 _CPU_BLOCK = 1 << 20
 _DEVICE_BLOCK = 1 << 25
+# XLA:CPU runs the operations of a loop's body on one core if there are few of them, and
+# on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
+# of one product each, fewer where a part is many operations.
+PRODUCTS = 16
+_REDUCTIONS = 4
+# Columns of a part that are worth another core.
+_LEAST_PART = 512
 # Columns of a leaf that is copied into a bundle of others.
 _SMALL = 1 << 12
 
@@ -103,12 +110,12 @@ def total(parts: list[jax.Array]) -> jax.Array:
     return order.row_sum([part.astype(dtype) for part in parts])
 
 
-def _by_platform(function, *args):
-    """Calls function(*args, elements=...) with the platform's block size."""
+def _by_platform(function, *args, parts):
+    """Calls function(*args, elements=..., parts=...) with what the platform wants."""
     return lax.platform_dependent(
         *args,
-        cpu=functools.partial(function, elements=_CPU_BLOCK),
-        default=functools.partial(function, elements=_DEVICE_BLOCK),
+        cpu=functools.partial(function, elements=_CPU_BLOCK, parts=parts),
+        default=functools.partial(function, elements=_DEVICE_BLOCK, parts=1),
     )
 
 
@@ -116,7 +123,7 @@ def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
 
-def fold(of_block, rows, vectors, *, scalars=()):
+def fold(of_block, rows, vectors, *, scalars=(), parts=1):
     """Sums `of_block` over blocks of columns of some arrays.
 
     Args:
@@ -124,6 +131,8 @@ def fold(of_block, rows, vectors, *, scalars=()):
       rows: `[m, n]` each.
       vectors: a tuple of `[n]` beside each of `rows`.
       scalars: passed on to `of_block`.
+      parts: into how many a block is cut on CPU: `PRODUCTS` for matrix products; one
+        for a plain sum, which fuses with the reading of the block.
 
     Returns:
       The sums over all of them, in the widest of their dtypes.
@@ -135,7 +144,7 @@ def fold(of_block, rows, vectors, *, scalars=()):
     def add(total, part):
         return jax.tree.map(lambda t, p: t + p.astype(dtype), total, part)
 
-    def whole_pass(rows, vectors, scalars, *, elements):
+    def whole_pass(rows, vectors, scalars, *, elements, parts):
         def at(k, start, size):
             return of_block(
                 lax.dynamic_slice_in_dim(rows[k], start, size, axis=1),
@@ -148,50 +157,57 @@ def fold(of_block, rows, vectors, *, scalars=()):
             jax.eval_shape(lambda: at(0, 0, min(1, rows[0].shape[1]))),
         )
         for k, x in enumerate(rows):
-            count, block = _blocks(x.shape[0], x.shape[1], elements)
-            if count:
+            turns, cut, size = _blocks(*x.shape, elements, parts)
+            if turns:
 
-                def step(i, total, k=k, block=block):
-                    return add(total, at(k, i * block, block))
+                def step(i, total, k=k, cut=cut, size=size):
+                    sums = [at(k, (i * cut + p) * size, size) for p in range(cut)]
+                    return functools.reduce(add, sums, total)
 
-                total = lax.fori_loop(0, count, step, total)
-            if count * block < x.shape[1]:
-                last = at(k, count * block, x.shape[1] - count * block)
-                total = add(total, last)
+                total = lax.fori_loop(0, turns, step, total)
+            done = turns * cut * size
+            if done < x.shape[1]:
+                total = add(total, at(k, done, x.shape[1] - done))
         return total
 
-    return _by_platform(whole_pass, rows, vectors, scalars)
+    return _by_platform(whole_pass, rows, vectors, scalars, parts=parts)
 
 
-def _blocks(m: int, n: int, elements: int) -> tuple[int, int]:
-    """How many blocks of how many columns; fewer than 128 a block are left over.
+def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
+    """How many blocks, of how many parts, of how many columns; a few are left over.
 
-    Two at least: XLA would take a single turn of a loop out of it, and then keep the
-    temporary memory of all arrays at once.
+    Two blocks at least: XLA would take a single turn of a loop out of it, and then keep
+    the temporary memory of all arrays at once.
     """
-    count = max(2, -(-n // _block_columns(m, elements)))
-    block = n // count // 128 * 128
-    return (count, block) if block else (0, 0)
+    turns = max(2, -(-n // _block_columns(m, elements)))
+    if n // (turns * parts) < _LEAST_PART:
+        parts = 1
+    size = n // (turns * parts)
+    size -= size % (128 if parts == 1 else 16)
+    return (turns, parts, size) if size else (0, 1, 0)
 
 
 def map_columns(of_block, num_rows, x, *scalars):
     """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side."""
 
-    def whole_pass(x, *scalars, elements):
+    def whole_pass(x, *scalars, elements, parts):
         m, n = x.shape
         block = _block_columns(m, elements)
         if n <= block:
             return of_block(x, *scalars)
+        size = block // parts
+
+        def at(start):
+            columns = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+            return of_block(columns, *scalars)
 
         def step(i, out):
             # The last block may overlap the one before, and writes the same again.
             start = jnp.minimum(i * block, n - block)
-            columns = lax.dynamic_slice_in_dim(x, start, block, axis=1)
-            return lax.dynamic_update_slice_in_dim(
-                out, of_block(columns, *scalars), start, axis=1
-            )
+            done = _side_by_side([at(start + p * size) for p in range(parts)])
+            return lax.dynamic_update_slice_in_dim(out, done, start, axis=1)
 
         out = jnp.zeros((num_rows, n), jax.eval_shape(of_block, x, *scalars).dtype)
         return lax.fori_loop(0, -(-n // block), step, out)
 
-    return _by_platform(whole_pass, x, *scalars)
+    return _by_platform(whole_pass, x, *scalars, parts=_REDUCTIONS)

@@ -138,4 +138,9 @@ def _gram_pass(rows, origins, center):
         z = x - o[None]
         return product(y, y), jnp.sum(z * z, axis=1)
 
-    return columns.fold(of_block, *columns.bundled(rows, origins), scalars=(center,))
+    return columns.fold(
+        of_block,
+        *columns.bundled(rows, origins),
+        scalars=(center,),
+        parts=columns.PRODUCTS,
+    )

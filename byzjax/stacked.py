@@ -256,10 +256,7 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
         gap = x.astype(dtype) - c.astype(dtype)[None]
         known = jnp.isfinite(gap)
         gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
-        squares = jnp.where(known, gap * gap, jnp.inf)
-        # Twice as fast on CPUs as jnp.sum(axis=1).
-        ones = jnp.ones((squares.shape[1],), dtype)
-        return jnp.matmul(squares, ones, precision=lax.Precision.HIGHEST)
+        return jnp.sum(jnp.where(known, gap * gap, jnp.inf), axis=1)
 
     rows, centers = columns.bundled(
         [flat_rows(x) for x in jax.tree.leaves(updates)],

@@ -49,7 +49,9 @@ def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolution(images, kernel)
     k, _, channels, features = kernel.shape
     windows = _patches(images, k)
-    outputs = jnp.matmul(windows.T, kernel.reshape(k * k * channels, features))
+    outputs = jnp.matmul(kernel.reshape(k * k * channels, features).T, windows)
+    # Kept apart: XLA:CPU would multiply by transposed windows, up to 5 times slower.
+    outputs = lax.optimization_barrier(outputs).T
     return outputs.reshape(*images.shape[:3], features)
 
 

@@ -19,7 +19,9 @@ from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model
 
-EVAL_BATCH = 500
+# On a CPU what a batch computes then stays in cache; a GPU wants more at once.
+EVAL_BATCH = {"cpu": 20}
+DEVICE_EVAL_BATCH = 500
 PADDING = 2  # Of CIFAR-10's random crops.
 # Mean and standard deviation of each channel of the training images, in [0, 1].
 NORMALISATION = {
@@ -85,6 +87,8 @@ def make_run(config: Config, dataset: Dataset) -> Run:
         num_byzantine=config.num_byzantine,
         max_grad_norm=config.max_grad_norm,
         has_model_state=stateful,
+        # One after another their gradients stay in cache: a tenth faster on one core.
+        workers_at_once=1 if jax.default_backend() == "cpu" else None,
     )
 
     def init(key):
@@ -125,14 +129,15 @@ def _on_device(config: Config, dataset: Dataset, split: Any) -> dict[str, jax.Ar
     data = {name: value.astype(np.int32) for name, value in data.items()}
 
     # Padded to whole batches by images of no class, which count for nothing.
-    extra = -len(dataset.test_labels) % EVAL_BATCH
+    size = EVAL_BATCH.get(jax.default_backend(), DEVICE_EVAL_BATCH)
+    extra = -len(dataset.test_labels) % size
     images = np.pad(dataset.test_images, ((0, extra), (0, 0), (0, 0), (0, 0)))
     labels = np.pad(dataset.test_labels, (0, extra), constant_values=-1)
     data |= {
         "images": dataset.train_images,
         "labels": dataset.train_labels,
-        "test_images": images.reshape(-1, EVAL_BATCH, *images.shape[1:]),
-        "test_labels": labels.reshape(-1, EVAL_BATCH),
+        "test_images": images.reshape(-1, size, *images.shape[1:]),
+        "test_labels": labels.reshape(-1, size),
     }
     return {name: jnp.asarray(value) for name, value in data.items()}
 
