@@ -124,18 +124,19 @@ def _block_columns(m: int, elements: int) -> int:
 
 
 def fold(of_block, rows, vectors, *, scalars=(), parts=1):
-    """Sums `of_block` over blocks of columns of some arrays.
+    """Sums over all columns of some arrays, block by block.
 
     Args:
-      of_block: (`[m, b]`, `[b]` of each vector, scalars) → tree of sums.
+      of_block: (`[m, b]`, `[b]` of each vector, scalars) → a tree of sums over the b
+        columns, and a tree of terms `[..., b]` that are summed here: XLA:CPU is slow
+        along rows, so that is done once, after the blocks have been added up.
       rows: `[m, n]` each.
       vectors: a tuple of `[n]` beside each of `rows`.
       scalars: passed on to `of_block`.
-      parts: into how many a block is cut on CPU: `PRODUCTS` for matrix products; one
-        for a plain sum, which fuses with the reading of the block.
+      parts: into how many a block is cut on CPU: `PRODUCTS` for matrix products.
 
     Returns:
-      The sums over all of them, in the widest of their dtypes.
+      The two trees, of sums over all columns, in the widest of the dtypes.
     """
     dtype = functools.reduce(
         np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
@@ -143,6 +144,12 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
 
     def add(total, part):
         return jax.tree.map(lambda t, p: t + p.astype(dtype), total, part)
+
+    def zeros(shapes):
+        return jax.tree.map(lambda part: jnp.zeros(part.shape, dtype), shapes)
+
+    def summed(sums, terms):
+        return sums, jax.tree.map(lambda t: jnp.sum(t.astype(dtype), axis=-1), terms)
 
     def whole_pass(rows, vectors, scalars, *, elements, parts):
         def at(k, start, size):
@@ -152,22 +159,22 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
                 *scalars,
             )
 
-        total = jax.tree.map(
-            lambda part: jnp.zeros(part.shape, dtype),
-            jax.eval_shape(lambda: at(0, 0, min(1, rows[0].shape[1]))),
-        )
+        first = min(1, rows[0].shape[1])
+        total = zeros(jax.eval_shape(lambda: summed(*at(0, 0, first))))
         for k, x in enumerate(rows):
             turns, cut, size = _blocks(*x.shape, elements, parts)
             if turns:
 
-                def step(i, total, k=k, cut=cut, size=size):
-                    sums = [at(k, (i * cut + p) * size, size) for p in range(cut)]
-                    return functools.reduce(add, sums, total)
+                def step(i, kept, k=k, cut=cut, size=size):
+                    found = [at(k, (i * cut + p) * size, size) for p in range(cut)]
+                    return functools.reduce(add, found, kept)
 
-                total = lax.fori_loop(0, turns, step, total)
+                kept = zeros(jax.eval_shape(functools.partial(at, k, 0, size)))
+                kept = lax.fori_loop(0, turns, step, kept)
+                total = add(total, summed(*kept))
             done = turns * cut * size
             if done < x.shape[1]:
-                total = add(total, at(k, done, x.shape[1] - done))
+                total = add(total, summed(*at(k, done, x.shape[1] - done)))
         return total
 
     return _by_platform(whole_pass, rows, vectors, scalars, parts=parts)

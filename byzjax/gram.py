@@ -136,7 +136,7 @@ def _gram_pass(rows, origins, center):
         o = o[0].astype(dtype) if o else jnp.zeros_like(c)
         y = jnp.concatenate([x - c[None], (o - c)[None]])
         z = x - o[None]
-        return product(y, y), jnp.sum(z * z, axis=1)
+        return product(y, y), z * z
 
     return columns.fold(
         of_block,

@@ -256,13 +256,13 @@ def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Arra
         gap = x.astype(dtype) - c.astype(dtype)[None]
         known = jnp.isfinite(gap)
         gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
-        return jnp.sum(jnp.where(known, gap * gap, jnp.inf), axis=1)
+        return (), jnp.where(known, gap * gap, jnp.inf)
 
     rows, centers = columns.bundled(
         [flat_rows(x) for x in jax.tree.leaves(updates)],
         [c.ravel() for c in jax.tree.leaves(center)],
     )
-    total = columns.fold(of_block, rows, centers)
+    _, total = columns.fold(of_block, rows, centers)
     return jnp.where(total < LARGEST_SQUARE, total, jnp.inf)
 
 

@@ -166,11 +166,11 @@ def _sign_fractions(updates):
 
     def of_block(x):
         counts = jnp.stack([x > 0, x == 0, x < 0], axis=1)  # [m, 3, b]
-        return jnp.sum(counts.astype(accumulator_dtype(x.dtype)), axis=2)
+        return (), counts.astype(accumulator_dtype(x.dtype))
 
     leaves = jax.tree.leaves(lax.stop_gradient(updates))
     rows = [flat_rows(leaf) for leaf in leaves]
-    counts = columns.fold(of_block, *columns.bundled(rows))
+    _, counts = columns.fold(of_block, *columns.bundled(rows))
     return counts / max(1, sum(x.shape[1] for x in rows))
 
 

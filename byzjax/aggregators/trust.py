@@ -122,15 +122,13 @@ def _products(updates, reference):
         dtype = accumulator_dtype(x.dtype)
         x, r = x.astype(dtype), r.astype(dtype)
         x = jnp.where(jnp.isfinite(x), x, 0)
-        return jnp.sum(x * r[None], axis=1), jnp.sum(r * r)
+        return (), (x * r[None], r * r)
 
-    return columns.fold(
-        of_block,
-        *columns.bundled(
-            [flat_rows(x) for x in jax.tree.leaves(updates)],
-            [jnp.ravel(r) for r in jax.tree.leaves(reference)],
-        ),
+    rows, references = columns.bundled(
+        [flat_rows(x) for x in jax.tree.leaves(updates)],
+        [jnp.ravel(r) for r in jax.tree.leaves(reference)],
     )
+    return columns.fold(of_block, rows, references)[1]
 
 
 def cosine_distances(geometry: stacked.Geometry) -> jax.Array:
