@@ -24,6 +24,8 @@ _DEVICE_BLOCK = 1 << 25
 # of one product each, fewer where a part is many operations.
 PRODUCTS = 16
 _REDUCTIONS = 4
+# Blocks of an array that are worth a block more of memory: XLA:CPU is slow along rows.
+_MANY = 16
 # Columns of a part that are worth another core.
 _LEAST_PART = 512
 # Columns of a leaf that is copied into a bundle of others.
@@ -128,8 +130,7 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
 
     Args:
       of_block: (`[m, b]`, `[b]` of each vector, scalars) → a tree of sums over the b
-        columns, and a tree of terms `[..., b]` that are summed here: XLA:CPU is slow
-        along rows, so that is done once, after the blocks have been added up.
+        columns, and a tree of terms `[..., b]` that are summed here.
       rows: `[m, n]` each.
       vectors: a tuple of `[n]` beside each of `rows`.
       scalars: passed on to `of_block`.
@@ -163,15 +164,17 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
         total = zeros(jax.eval_shape(lambda: summed(*at(0, 0, first))))
         for k, x in enumerate(rows):
             turns, cut, size = _blocks(*x.shape, elements, parts)
-            if turns:
 
-                def step(i, kept, k=k, cut=cut, size=size):
-                    found = [at(k, (i * cut + p) * size, size) for p in range(cut)]
-                    return functools.reduce(add, found, kept)
+            def step(i, kept, k=k, cut=cut, size=size, last=summed):
+                found = [at(k, (i * cut + p) * size, size) for p in range(cut)]
+                return functools.reduce(add, [last(*each) for each in found], kept)
 
+            if turns >= _MANY:  # Terms of blocks are added up, and along rows once.
+                whole = functools.partial(step, last=lambda *found: found)
                 kept = zeros(jax.eval_shape(functools.partial(at, k, 0, size)))
-                kept = lax.fori_loop(0, turns, step, kept)
-                total = add(total, summed(*kept))
+                total = add(total, summed(*lax.fori_loop(0, turns, whole, kept)))
+            elif turns:
+                total = lax.fori_loop(0, turns, step, total)
             done = turns * cut * size
             if done < x.shape[1]:
                 total = add(total, summed(*at(k, done, x.shape[1] - done)))
