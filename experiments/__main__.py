@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import plot, store, table, theory, theory_chart
+from experiments import parallel, plot, store, table, theory, theory_chart
 from experiments.config import Config
 from experiments.data import DataError
 from experiments.figures import FIGURES, THEORY
@@ -152,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="let TFDS download what is missing",
             )
+            command.add_argument(
+                "--jobs",
+                type=_count,
+                metavar="N",
+                help="processes that train at once (on a CPU one a core)",
+            )
         if name == "run":
             command.add_argument(
                 "--together",
@@ -212,7 +219,8 @@ def _plan(given, console):
     configs = [config for found in chosen.figures.values() for config in found]
     cases = [case for found in chosen.theory.values() for case in found]
     if configs:
-        print(plan(configs, given.seeds, **_options(given)))
+        jobs = given.jobs or _jobs(given)
+        print(plan(configs, given.seeds, jobs=jobs, **_options(given)))
     if cases:
         print(theory.plan(cases, given.seeds, out=given.out))
     return 0
@@ -229,6 +237,7 @@ def _run(given, console):
             given.seeds,
             **_options(given),
             together=given.together,
+            jobs=given.jobs or _jobs(given),
             checkpoint_seconds=given.checkpoint_seconds,
             tensorboard=given.tensorboard,
             compiler_options=compiler_options,
@@ -244,6 +253,13 @@ def _run(given, console):
         )
     _plot(given, console)
     return _table(given, console)
+
+
+def _jobs(given) -> int:
+    """One process a core on a CPU; one for a smoke run, which is over before others."""
+    if given.quick or jax.default_backend() != "cpu":
+        return 1
+    return max(1, len(parallel.cores()))
 
 
 class _Finished(NamedTuple):

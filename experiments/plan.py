@@ -20,12 +20,14 @@ def plan(
     seeds: int,
     *,
     out: str | os.PathLike[str] = "out",
+    jobs: int = 1,
     **data_options: Any,
 ) -> str:
     """What is to do, and an estimate of the time, in a few lines of text.
 
     The time of a step comes from finished runs with the same network, optimizer and
-    workers, or else from a few steps of the first such configuration, timed now.
+    workers, or else from a few steps of the first such configuration, timed now. `jobs`
+    processes share the work.
     """
     out, configs = pathlib.Path(out), list(dict.fromkeys(configs))
     todo = {
@@ -54,7 +56,8 @@ def plan(
     finished = len(configs) * seeds - sum(todo.values())
     lines.append(
         f"{len(configs)} configurations × {seeds} seeds: {finished} runs finished, "
-        f"{sum(todo.values())} to do, about {_duration(total)} on this machine"
+        f"{sum(todo.values())} to do, about {_duration(total / jobs)} on this machine"
+        + (f" in {jobs} processes" if jobs > 1 else "")
     )
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments import data, store, train
+from experiments import data, parallel, store, train
 from experiments.config import Config
 from experiments.store import Result
 
@@ -39,6 +39,7 @@ def run(
     cache_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
     together: bool | None = None,
+    jobs: int = 1,
     checkpoint_seconds: float = 30.0,
     tensorboard: bool = False,
     compiler_options: dict[str, Any] | None = None,
@@ -55,6 +56,8 @@ def run(
       download: whether TFDS may download what is missing.
       together: whether the seeds of a configuration are one vmapped program. None:
         on accelerators; on a CPU they would be slower than one after another.
+      jobs: how many processes train at once, each on a share of the cores; what calls
+        this with more than one must be importable, as multiprocessing asks.
       checkpoint_seconds: how long a run goes before its state is saved.
       tensorboard: whether metrics are also written for TensorBoard.
       compiler_options: see `jax.jit`.
@@ -65,8 +68,8 @@ def run(
     """
     out, console = pathlib.Path(out), console or Console()
     configs = list(dict.fromkeys(configs))
-    if together is None:
-        together = jax.default_backend() != "cpu"
+    on_cpu = jax.default_backend() == "cpu"
+    together = not on_cpu if together is None else together
     todo = [
         (config, [s for s in range(seeds) if not store.is_finished(out, config, s)])
         for config in configs
@@ -76,31 +79,59 @@ def run(
         name: data.load(name, data_dir, cache_dir=cache_dir, download=download)
         for name in {config.dataset for config, _ in todo}
     }
+    work = functools.partial(
+        _train_all,
+        out=out,
+        sets=sets,
+        together=together,
+        checkpoint_seconds=checkpoint_seconds,
+        compiler_options=compiler_options,
+    )
     total = sum(config.steps * len(missing) for config, missing in todo)
     with _progress(console) as progress:
-        bar = progress.add_task("", total=total)
-        for number, (config, missing) in enumerate(todo, 1):
-            name = f"{config.attack} {config.rule} {config.optimizer}"
-            progress.update(bar, description=f"{number}/{len(todo)} {name}")
-            groups = [missing] if together else [[seed] for seed in missing]
-            with store.opened(out, config):
-                program = _Program(config, sets[config.dataset], compiler_options)
-                for group in groups:
-                    problems = _train(
-                        program,
-                        group,
-                        out,
-                        checkpoint_seconds,
-                        lambda steps: progress.advance(bar, steps),
-                    )
-                    for problem in problems:
-                        console.print(f"{config}: {problem}", style="yellow")
-            jax.clear_caches()  # Each configuration is a program of its own.
+        bar = progress.add_task(f"{len(todo)} configurations", total=total)
+
+        def advance(steps):
+            progress.advance(bar, steps)
+
+        def say(text):
+            console.print(text, style="yellow")
+
+        if min(jobs, len(todo)) > 1:
+            parallel.spread(work, todo, min(jobs, len(todo)), advance, say)
+        else:
+            for number, item in enumerate(todo, 1):
+                config, _ = item
+                name = f"{config.attack} {config.rule} {config.optimizer}"
+                progress.update(bar, description=f"{number}/{len(todo)} {name}")
+                work(item, advance, say)
     if tensorboard:
         for config in configs:
             for seed in range(seeds):
                 _to_tensorboard(out, config, seed)
     return store.load(out, configs, seeds)
+
+
+def _train_all(
+    item: tuple[Config, list[int]],
+    advance: Callable[[int], object],
+    say: Callable[[str], object],
+    *,
+    out: pathlib.Path,
+    sets: dict[str, data.Dataset],
+    together: bool,
+    checkpoint_seconds: float,
+    compiler_options: Any,
+) -> None:
+    """Trains some seeds of a configuration, in a program compiled once."""
+    config, seeds = item
+    groups = [seeds] if together else [[seed] for seed in seeds]
+    with store.opened(out, config):
+        program = _Program(config, sets[config.dataset], compiler_options)
+        for group in groups:
+            for problem in _train(program, group, out, checkpoint_seconds, advance):
+                say(f"{config}: {problem}")
+    jax.clear_caches()  # Each configuration is a program of its own.
 
 
 def _progress(console: Console) -> Progress:

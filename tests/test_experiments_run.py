@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -11,8 +12,8 @@ import time
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import store, table
-from experiments.config import Config
+from experiments import parallel, store, table
+from experiments.config import Config, grid
 from experiments.figures import FIGURES, THEORY
 from experiments.plan import plan
 from experiments.run import run
@@ -155,3 +156,35 @@ def test_tables_of_known_numbers():
     assert table.markdown(results).startswith("| rule | momentum | mu2sgd |\n| --- |")
     assert table.missing(results, 5, 2) == "2 of 10 runs are not finished"
     assert len(table.as_csv(results).splitlines()) == 1 + 4 * 2 * 2
+
+
+def test_processes_side_by_side_give_the_bits_of_one(tmp_path, capsys):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    start = dataclasses.replace(SMALL, steps=6)
+    configs = grid(start, rule=["median", "mean", "krum(num_byzantine=0)"])
+    configs.append(dataclasses.replace(start, learning_rate=1e30, max_grad_norm=None))
+    run(configs, 1, out=alone, **FAST)
+    capsys.readouterr()
+    run(configs, 1, out=together, jobs=2, **FAST)
+    for config in configs:
+        first, second = (
+            store.metrics_path(out, config, 0).read_bytes() for out in (alone, together)
+        )
+        assert first == second
+    said = " ".join(capsys.readouterr().out.split())
+    assert "24/24" in said and "seed 0: the loss became non-finite" in said
+
+
+def fails(item, advance, say):
+    advance(1)
+    raise OSError(f"no room for {item}")
+
+
+def dies(item, advance, say):
+    os._exit(3)
+
+
+@pytest.mark.parametrize("work, words", [(fails, "no room for 7"), (dies, "status 3")])
+def test_what_goes_wrong_in_a_process_is_said(work, words):
+    with pytest.raises(RuntimeError, match=words):
+        parallel.spread(work, [7], 2, lambda steps: None, print)
