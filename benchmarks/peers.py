@@ -60,6 +60,8 @@ def _byzfl_rules(byzfl: Any, f: int) -> dict[str, Callable[[Any], Any]]:
         "krum": byzfl.Krum(f),
         "multi_krum": byzfl.MultiKrum(f),
         "centered_clipping": byzfl.CenteredClipping(L=1, tau=100.0),
+        "mda": byzfl.MDA(f),
+        "smea(1)": byzfl.SMEA(1),
         "monna": byzfl.MoNNA(f),
         "meamed": byzfl.Meamed(f),
         "caf": byzfl.CAF(f),

@@ -25,6 +25,9 @@ RULES: dict[str, Callable[[int, int], byzjax.Aggregator]] = {
     "krum": lambda m, f: byzjax.krum(f),
     "multi_krum": lambda m, f: byzjax.multi_krum(f),
     "bulyan": lambda m, f: byzjax.bulyan((m - 3) // 4),
+    "mda": lambda m, f: byzjax.mda(f),
+    # One attacker: ByzFL goes over the stack once for every subset.
+    "smea(1)": lambda m, f: byzjax.smea(1),
     "monna": lambda m, f: byzjax.monna(f),
     "medoid": lambda m, f: byzjax.medoid(),
     "cge": lambda m, f: byzjax.cge(f),

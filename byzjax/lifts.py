@@ -123,6 +123,7 @@ def geometric(
     check: base.Check | None = None,
     weighted: bool = False,
     distances: bool = True,
+    keeps: Callable[[int], int] | None = None,
 ) -> Aggregator:
     """Lifts a weighting of the workers to an aggregator: out = Σ weigh(geometry)_i x_i.
 
@@ -134,6 +135,7 @@ def geometric(
       weighted: whether `weigh` takes weights.
       distances: whether `weigh` reads distances between workers; if not, it is given a
         geometry of norms alone where that saves the pass for them.
+      keeps: m → how many workers have a weight at most, if fewer than m.
     """
 
     def full(geometry, /, *, key=None, weights=None):
@@ -145,18 +147,24 @@ def geometric(
             return weigh(geometry)
         return weigh(geometry, check_weights(name, weights, m))
 
-    return from_weigh(full, distances=distances)
+    return from_weigh(full, distances=distances, keeps=keeps)
 
 
-def from_weigh(weigh: base.Weigh, *, distances: bool = True) -> Aggregator:
-    """An aggregator from a full `weigh(geometry, key=, weights=)`."""
+def from_weigh(
+    weigh: base.Weigh,
+    *,
+    distances: bool = True,
+    keeps: Callable[[int], int] | None = None,
+) -> Aggregator:
+    """An aggregator from a full `weigh(geometry, key=, weights=)`; see `geometric`."""
 
     def update(updates, state, params=None, *, key=None, weights=None, **extra):
         geometry = (stacked.geometry if distances else stacked.norms)(updates)
         shares = weigh(geometry, key=key, weights=weights)
         # Whatever a rule says of it, a row that is not finite never enters the sum.
         shares = jnp.where(geometry.finite, shares, 0)
-        return stacked.weighted_sum(updates, shares), state
+        at_most = keeps(geometry.num_workers) if keeps and weights is None else None
+        return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
     return Aggregator(optax.init_empty_state, update, weigh=weigh, distances=distances)
 

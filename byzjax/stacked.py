@@ -164,16 +164,34 @@ def squared_length(gram: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def weighted_sum(
-    updates: base.Tree, weights: jax.Array, *, origin: base.Tree | None = None
+    updates: base.Tree,
+    weights: jax.Array,
+    *,
+    origin: base.Tree | None = None,
+    at_most: int | None = None,
 ) -> base.Tree:
     """Σ weights_i x_i, plus what the weights lack to one times the origin.
 
     A row of weight zero is not read into the sum at all.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      weights: `[m]`.
+      origin: tree `[...]`; zero when None.
+      at_most: how many weights can be other than zero, if that is known: the other rows
+        are then not read from memory either.
     """
+    rows = range(weights.shape[0])
+    if at_most is not None and at_most < len(rows):
+        first = jnp.argsort(weights == 0, stable=True)
+        rows = [first[i] for i in range(at_most)]
 
     def of_rows(x, w):
-        terms = [w[i] * jnp.where(w[i] != 0, x[i], 0) for i in range(x.shape[0])]
-        return order.row_sum(terms)
+        def term(i):
+            row = lax.dynamic_index_in_dim(x, i, keepdims=False)
+            return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
+
+        return order.row_sum([term(i) for i in rows])
 
     def of_block(x, w):
         kept = jnp.where(w[:, None] != 0, x.astype(w.dtype), 0)
@@ -182,7 +200,7 @@ def weighted_sum(
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))
         if x.shape[0] <= order.NETWORK_LIMIT:
-            out = of_rows(x.astype(w.dtype), w)
+            out = of_rows(x, w)
         else:  # Row by row the program would grow with m.
             out = columns.map_columns(of_block, 1, flat_rows(x), w)
             out = out.reshape(x.shape[1:])

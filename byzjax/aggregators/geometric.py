@@ -282,7 +282,8 @@ def krum(
         scores = krum_scores(geometry.squared_distances, count, squared)
         return stacked.nearest(scores, 1)
 
-    return lifts.geometric("krum", weigh, check=_krum_check("krum", f, num_neighbors))
+    check = _krum_check("krum", f, num_neighbors)
+    return lifts.geometric("krum", weigh, check=check, keeps=lambda m: 1)
 
 
 def multi_krum(
@@ -341,4 +342,6 @@ def multi_krum(
         return stacked.nearest(scores, count) / count
 
     check = _krum_check(name, f, num_neighbors, num_selected)
-    return lifts.geometric(name, weigh, check=check)
+    return lifts.geometric(
+        name, weigh, check=check, keeps=lambda m: min(num_selected or m - f, m)
+    )

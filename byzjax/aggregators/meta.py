@@ -77,6 +77,8 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         kept = jnp.clip(room, 0, ordered)
         return jnp.zeros_like(kept).at[by_distance].set(kept / jnp.sum(kept))
 
+    keeps = (lambda m: m - f) if ties == "lowest" else None
+
     if rule.weigh is not None:
         base_weigh = rule.weigh
 
@@ -88,16 +90,17 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             center = jnp.where(geometry.finite, center, 0)
             return trim(stacked.squared_distances_to(geometry, center), weights)
 
-        return lifts.from_weigh(weigh)
+        return lifts.from_weigh(weigh, keeps=keeps)
 
     def update(updates, state, params=None, *, weights=None, **extra):
         m = base.num_workers(updates)
         check(m)
+        at_most = keeps(m) if keeps and weights is None else None
         weights = lifts.check_weights("ctma", weights, m)
         center, state = rule.update(updates, state, params, weights=weights, **extra)
         distances = stacked.squared_distances_to_tree(updates, center)
         shares = jnp.where(jnp.isfinite(distances), trim(distances, weights), 0)
-        return stacked.weighted_sum(updates, shares), state
+        return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
     return Aggregator(rule.init, update)
 

@@ -145,7 +145,7 @@ def aksel(
         distances = stacked.squared_distances_to_tree(updates, center)
         shares = stacked.nearest(distances, count) / count
         shares = jnp.where(jnp.isfinite(distances), shares, 0)
-        return stacked.weighted_sum(updates, shares), state
+        return stacked.weighted_sum(updates, shares, at_most=count), state
 
     return Aggregator(optax.init_empty_state, update)
 
@@ -204,11 +204,12 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
         return shares(geometry.squared_distances[pivot])
 
     def update(updates, state, params=None, *, weights=None, **extra):
-        check(base.num_workers(updates))
+        m = base.num_workers(updates)
+        check(m)
         lifts.refuse_weights("monna", weights)
         trusted = jax.tree.map(lambda x: x[pivot], updates)
         squared = stacked.squared_distances_to_tree(updates, trusted)
-        return stacked.weighted_sum(updates, shares(squared)), state
+        return stacked.weighted_sum(updates, shares(squared), at_most=m - f), state
 
     # By itself it needs the distances to one row only; composed, the geometry is there.
     geometric = lifts.geometric("monna", weigh, check=check)
@@ -244,7 +245,7 @@ def medoid() -> Aggregator:
         sums = jnp.sum(jnp.where(finite[None, :], distances, 0), axis=1)
         return stacked.nearest(jnp.where(finite, sums, jnp.inf), 1)
 
-    return lifts.geometric("medoid", weigh)
+    return lifts.geometric("medoid", weigh, keeps=lambda m: 1)
 
 
 def cge(num_byzantine: int) -> Aggregator:
@@ -285,7 +286,9 @@ def cge(num_byzantine: int) -> Aggregator:
         return stacked.nearest(geometry.squared_norms, count) / count
 
     check = base.check_minority("cge", f)
-    return lifts.geometric("cge", weigh, check=check, distances=False)
+    return lifts.geometric(
+        "cge", weigh, check=check, distances=False, keeps=lambda m: m - f
+    )
 
 
 def check_even(name: str, even: str) -> None:

@@ -70,7 +70,7 @@ def mda(num_byzantine: int) -> Aggregator:
         return _best_subset(m, m - f, diameters, squared_distances.dtype) / (m - f)
 
     check = _check_subsets("mda", f, _MOST_DIAMETERS)
-    return lifts.geometric("mda", weigh, check=check)
+    return lifts.geometric("mda", weigh, check=check, keeps=lambda m: m - f)
 
 
 def smea(num_byzantine: int) -> Aggregator:
@@ -129,7 +129,7 @@ def smea(num_byzantine: int) -> Aggregator:
         return _best_subset(m, count, eigenvalues, gram.dtype) / count
 
     check = _check_subsets("smea", f, _MOST_SPECTRA)
-    return lifts.geometric("smea", weigh, check=check)
+    return lifts.geometric("smea", weigh, check=check, keeps=lambda m: m - f)
 
 
 def _check_subsets(name, f, most):
