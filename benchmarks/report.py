@@ -69,11 +69,12 @@ def _peers_summary(records) -> str:
             if name in r["peers"]
         }
         if ratios:
-            least = min(ratios, key=ratios.__getitem__)
+            least = sorted(ratios, key=ratios.__getitem__)[:5]
             lines.append(
                 f"\nGeometric mean over the {len(ratios)} rules shared with {title}: "
-                f"{statistics.geometric_mean(ratios.values()):.1f}×; the least is "
-                f"{ratios[least]:.1f}×, {least}."
+                f"{statistics.geometric_mean(ratios.values()):.1f}×; the least are "
+                + ", ".join(f"{name} {ratios[name]:.1f}×" for name in least)
+                + "."
             )
     return "\n".join(["", *lines])
 

@@ -19,9 +19,8 @@ from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model
 
-# On a CPU what a batch computes then stays in cache; a GPU wants more at once.
-EVAL_BATCH = {"cpu": 20}
-DEVICE_EVAL_BATCH = 500
+# On a CPU what is computed of one batch stays in cache; a GPU wants more at once.
+CPU_EVAL_BATCH, EVAL_BATCH = 20, 500
 PADDING = 2  # Of CIFAR-10's random crops.
 # Mean and standard deviation of each channel of the training images, in [0, 1].
 NORMALISATION = {
@@ -129,7 +128,7 @@ def _on_device(config: Config, dataset: Dataset, split: Any) -> dict[str, jax.Ar
     data = {name: value.astype(np.int32) for name, value in data.items()}
 
     # Padded to whole batches by images of no class, which count for nothing.
-    size = EVAL_BATCH.get(jax.default_backend(), DEVICE_EVAL_BATCH)
+    size = CPU_EVAL_BATCH if jax.default_backend() == "cpu" else EVAL_BATCH
     extra = -len(dataset.test_labels) % size
     images = np.pad(dataset.test_images, ((0, extra), (0, 0), (0, 0), (0, 0)))
     labels = np.pad(dataset.test_labels, (0, extra), constant_values=-1)

@@ -12,7 +12,7 @@ CLAIM = "CTMA helps under sign flip and NNM under little, as on MNIST"
 
 def configs():
     return grid(
-        Config(dataset="cifar10", steps=1470, eval_every=147),
+        Config(dataset="cifar10", steps=735, eval_every=147),
         attack=["sign_flip", "little"],
         optimizer=common.OPTIMIZERS,
         rule=[meta.format("median") for meta in common.METAS],
