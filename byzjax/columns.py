@@ -165,7 +165,7 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
         for k, x in enumerate(rows):
             turns, cut, size = _blocks(*x.shape, elements, parts)
 
-            def step(i, kept, k=k, cut=cut, size=size, last=summed):
+            def step(i, kept, k=k, cut=cut, size=size, last: Any = summed):
                 found = [at(k, (i * cut + p) * size, size) for p in range(cut)]
                 return functools.reduce(add, [last(*each) for each in found], kept)
 
