@@ -163,7 +163,8 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
         first = min(1, rows[0].shape[1])
         total = zeros(jax.eval_shape(lambda: summed(*at(0, 0, first))))
         for k, x in enumerate(rows):
-            turns, cut, size = _blocks(*x.shape, elements, parts)
+            m, n = x.shape
+            turns, cut, size = _blocks(m, n, elements, parts)
 
             def step(i, kept, k=k, cut=cut, size=size, last: Any = summed):
                 found = [at(k, (i * cut + p) * size, size) for p in range(cut)]
@@ -176,8 +177,8 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
             elif turns:
                 total = lax.fori_loop(0, turns, step, total)
             done = turns * cut * size
-            if done < x.shape[1]:
-                total = add(total, summed(*at(k, done, x.shape[1] - done)))
+            if done < n:
+                total = add(total, summed(*at(k, done, n - done)))
         return total
 
     return _by_platform(whole_pass, rows, vectors, scalars, parts=parts)
