@@ -236,7 +236,8 @@ def test_ctma_keeps_all_of_equally_far_rows_if_asked():
     rows = gaussian(seed=39)
     rows[0] = np.nan
     got = byzjax.ctma(byzjax.median(), F, ties="all").aggregate(rows)
-    np.testing.assert_array_equal(got, byzjax.ctma(byzjax.median(), F).aggregate(rows))
+    want = byzjax.ctma(byzjax.median(), F).aggregate(rows)  # Adds in another order.
+    np.testing.assert_allclose(got, want, rtol=1e-6)
     with pytest.raises(ValueError, match='ties to be "lowest" or "all", got ties=1'):
         byzjax.ctma(byzjax.median(), F, ties=1)
     with pytest.raises(ValueError, match='ties="lowest" with weights'):
