@@ -198,8 +198,11 @@ def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
     return (turns, parts, size) if size else (0, 1, 0)
 
 
-def map_columns(of_block, num_rows, x, *scalars):
-    """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side."""
+def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):
+    """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side.
+
+    `parts`: into how many a block is cut on CPU, as in `fold`.
+    """
 
     def whole_pass(x, *scalars, elements, parts):
         m, n = x.shape
@@ -221,4 +224,4 @@ def map_columns(of_block, num_rows, x, *scalars):
         out = jnp.zeros((num_rows, n), jax.eval_shape(of_block, x, *scalars).dtype)
         return lax.fori_loop(0, -(-n // block), step, out)
 
-    return _by_platform(whole_pass, x, *scalars, parts=_REDUCTIONS)
+    return _by_platform(whole_pass, x, *scalars, parts=parts)

@@ -202,7 +202,7 @@ def weighted_sum(
         if x.shape[0] <= order.NETWORK_LIMIT:
             out = of_rows(x, w)
         else:  # Row by row the program would grow with m.
-            out = columns.map_columns(of_block, 1, flat_rows(x), w)
+            out = columns.map_columns(of_block, 1, flat_rows(x), w, parts=1)
             out = out.reshape(x.shape[1:])
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
