@@ -191,7 +191,7 @@ def test_the_program_of_many_rows_does_not_grow():
         rows = jax.ShapeDtypeStruct((m, 4), jnp.float32)
         return len(str(jax.make_jaxpr(order.middle)(rows)).splitlines())
 
-    # log² m steps, in place of the m log² m of a network.
+    # A step for each bit, in place of the m log² m of a network.
     assert size(1024) < 2 * size(LIMIT + 2) and size(LIMIT + 2) < size(LIMIT)
 
 
