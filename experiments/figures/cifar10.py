@@ -1,7 +1,7 @@
 """The paper's claims on CIFAR-10: its convnet, 8 of 17 Byzantine.
 
 Claim: what figures 3 and 5 say of MNIST holds on harder data: CTMA helps under sign
-flip, NNM under little. An epoch is 735 steps; these are two.
+flip, NNM under little. Its 735 steps are one epoch.
 """
 
 from experiments.config import Config, grid
