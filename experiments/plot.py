@@ -189,7 +189,8 @@ def _multiples(results, rows, columns, lines, title, points, label):
         if j == 0:
             axis.set_ylabel(f"{pretty(names[i])}\ntest accuracy")
     # Down to the lowest curve: most of the differences are near the top.
-    axes[0, 0].set_ylim(top=1)
+    if axes[0, 0].get_ylim()[1] > 0.6:
+        axes[0, 0].set_ylim(top=1)
     figure.suptitle(f"{title}\n{setting(results)}", fontsize=11)
     figure.legend(
         handles.values(),
