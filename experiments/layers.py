@@ -36,7 +36,7 @@ def _few_channels(kernel):
 def _spans(images, k):
     """What k - 1 neighbouring outputs read, `[b * h * tiles, k * 2 (k - 1) * c]`.
 
-    Does not depend on parameters: gradients on one batch share it.
+    Shared by gradients on one batch, as windows are: neither depends on parameters.
     """
     b, h, w, c = images.shape
     r, tile = k // 2, k - 1
@@ -58,7 +58,7 @@ def _banded(kernel):
 
 
 def _patches(images, k):
-    """All windows `[k * k * c, b * h * w]`, shared by gradients on one batch."""
+    """All windows, `[k * k * c, b * h * w]`."""
     _, h, w, c = images.shape
     around = (k // 2, k // 2)
     padded = jnp.pad(jnp.moveaxis(images, -1, 0), ((0, 0), (0, 0), around, around))
