@@ -1,7 +1,8 @@
 """The one table of all rules: what every test and the catalogue page are made from.
 
 Adding a rule is adding a `Rule` to `RULES`, with an oracle in `reference.py`. All the
-properties in `test_aggregators.py` then hold for it, or the row says that they do not.
+properties in `test_aggregators.py` and the files it names then hold for it, or the row
+says that they do not.
 """
 
 from collections.abc import Callable

@@ -86,9 +86,10 @@ def test_every_worker_has_the_gradient_of_plain_layers(convnet):
 
 @pytest.mark.parametrize("channels", [1, 3, 16])
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_derivatives_of_a_convolution(k, channels):
+@pytest.mark.parametrize("width", [7, 8])
+def test_derivatives_of_a_convolution(width, k, channels):
     draw = np.random.default_rng(k)
-    images = np.float32(draw.normal(size=(2, 6, 8, channels)))
+    images = np.float32(draw.normal(size=(2, 6, width, channels)))
     kernel = np.float32(draw.normal(size=(k, k, channels, 4)))
 
     def both(function):

@@ -1,0 +1,272 @@
+"""Single attacks against their papers, and what searching for one achieves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import byzjax
+from byzjax import attacks
+from tests import attacks_reference as oracle
+from tests.attacks_table import KEY, TABLE, TRIMMED, F, H, M, applied, compiled, matrix
+
+# --- single attacks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "f"), [(17, 8), (17, 4), (50, 24), (10, 1), (20, 9)])
+@pytest.mark.parametrize("quantile", ["honest", "all"])
+def test_alie_strength_of_m_and_f(m, f, quantile):
+    x = np.random.default_rng(0).normal(size=(m, 5)).astype(np.float32)
+    attack = attacks.alie(quantile=quantile)
+    expected = oracle.alie(x[: m - f], x[m - f :], quantile=quantile)
+    got = attack.apply(jnp.asarray(x), num_byzantine=f)[m - f :]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_alie_of_the_papers_example():
+    # 50 workers, 24 of them corrupted: z = Φ⁻¹(24 / 26).
+    assert oracle.alie_strength(26, 24) == pytest.approx(1.426, abs=1e-3)
+
+
+@pytest.mark.parametrize(("m", "f"), [(2, 1), (4, 3), (10, 6), (9, 5)])
+def test_alie_without_a_quantile_says_so(m, f):
+    with pytest.raises(ValueError, match="alie needs"):
+        attacks.alie().apply(jnp.ones((m, 2)), num_byzantine=f)
+
+
+def test_one_honest_worker():
+    x = jnp.asarray(matrix())[:2]
+    for make in (
+        attacks.alie,
+        lambda: attacks.alie(1.0),
+        lambda: attacks.min_max("std"),
+    ):
+        with pytest.raises(ValueError, match="ddof=1"):
+            make().apply(x, num_byzantine=1)
+    for attack in (attacks.min_max(), attacks.min_sum(), attacks.alie(1.0, ddof=0)):
+        out = attack.apply(x, num_byzantine=1)
+        np.testing.assert_allclose(out[1], x[0], rtol=1e-6)
+
+
+def test_identical_and_zero_honest_rows_stay_finite():
+    for value in (0.0, 2.0):
+        x = np.full((M, 12), value, np.float32)
+        for row in TABLE:
+            if row.name in ("nan", "infinity", "random_garbage"):
+                continue
+            assert jnp.isfinite(applied(row, x)).all(), row.name
+
+
+def test_gaussian_has_the_moments_asked_for():
+    x = jnp.full((5, 20_000), 10.0)
+    for around, center in (("zero", 0.0), ("mean", 10.0)):
+        out = attacks.gaussian(3.0, around=around).apply(x, num_byzantine=2, key=KEY)
+        sent = np.asarray(out[3:])
+        np.testing.assert_allclose(sent.mean(1), center, atol=0.1)
+        np.testing.assert_allclose(sent.std(1), 3.0, rtol=0.02)
+        assert abs(np.corrcoef(sent)[0, 1]) < 0.03  # Each draws its own.
+    other = attacks.gaussian(3.0).apply(x, num_byzantine=2, key=jax.random.key(4))
+    assert not np.allclose(other[3:], sent)
+
+
+def test_random_garbage_spans_the_dtype():
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        x = jnp.ones((2, 20_000), dtype)
+        out = attacks.random_garbage().apply(x, num_byzantine=1, key=KEY)[1]
+        out = np.asarray(out.astype(jnp.float32))
+        assert np.isnan(out).any()
+        assert np.nanmax(np.abs(out)) > 1e4
+        assert np.nanmin(np.abs(out)) < 1e-4
+
+
+@pytest.mark.parametrize("p", ["unit", "sign", "std"])
+def test_min_max_is_as_far_out_as_it_may_be(p):
+    x = matrix(7).astype(np.float64)
+    out = attacks.min_max(p).apply(jnp.asarray(matrix(7)), num_byzantine=F)
+    sent = np.asarray(out[-1:], np.float64)
+    limit = oracle.squared(x[:H], x[:H]).max()
+    assert oracle.squared(x[:H], sent).max() == pytest.approx(limit, rel=1e-5)
+
+
+def test_min_max_far_from_the_origin():
+    # Honest rows agree to a thousandth of their norm.
+    x = (1000 + matrix()).astype(np.float32)
+    out = np.asarray(
+        attacks.min_max().apply(jnp.asarray(x), num_byzantine=F), np.float64
+    )
+    limit = oracle.squared(out[:H], out[:H]).max()
+    assert oracle.squared(out[:H], out[H:]).max() == pytest.approx(limit, rel=1e-3)
+
+
+def test_anti_cge_is_kept_by_norm():
+    for seed in range(10):
+        out = np.asarray(compiled("anti_cge")(jnp.asarray(matrix(seed))))
+        order = np.argsort(np.linalg.norm(out, axis=1), kind="stable")
+        assert set(range(H, M)) <= set(order[:H].tolist())
+
+
+def test_fang_makes_krum_choose_it():
+    rule = byzjax.krum(F)
+    for seed in range(5):
+        x = compiled("fang krum")(jnp.asarray(matrix(seed)))
+        np.testing.assert_allclose(rule.aggregate(x), x[-1], rtol=1e-5)
+        mean = np.asarray(x[:H]).mean(0)
+        assert (np.asarray(x[-1]) * mean <= 0).all()
+
+
+def test_fang_draws_between_the_honest_range_and_the_far_end():
+    x = jnp.asarray(matrix())
+    drawn = attacks.fang("trimmed_mean").apply(x, num_byzantine=F, key=KEY)[H:]
+    far = attacks.fang("trimmed_mean", random=False).apply(x, num_byzantine=F)[H:]
+    up = np.asarray(x[:H]).mean(0) > 0
+    near = np.where(up, x[:H].min(0), x[:H].max(0))
+    low, high = np.where(up, far[0], near), np.where(up, near, far[0])
+    assert (low[None] <= drawn).all() and (drawn <= high[None]).all()
+    assert len(np.unique(drawn, axis=0)) == F
+
+
+def test_rop_follows_what_the_server_went_by():
+    steps = [matrix(seed) for seed in range(3)]
+    informed = attacks.rop(aggregator=byzjax.median(), num_byzantine=F)
+    guessing = attacks.rop(num_byzantine=F)
+    for attack in (informed, guessing):
+        state, v = attack.init(jnp.zeros(12)), None
+        for x in steps:
+            out, state = attack.update(jnp.asarray(x), state)
+            wide = np.asarray(x, np.float64)
+            expected = oracle.rop(wide[:H], wide[H:], v=v)
+            np.testing.assert_allclose(out[H:], expected, rtol=1e-4, atol=1e-5)
+            if attack is informed:
+                v = np.median(np.asarray(out, np.float64), axis=0)
+            else:
+                v = wide[:H].mean(0)
+
+
+def test_mimic_learns_whom_to_mimic():
+    steps = [matrix(seed) for seed in range(6)]
+    attack = attacks.mimic(warmup=4, num_byzantine=F)
+    state = attack.init(jnp.zeros(12))
+    start = np.asarray(state.direction, np.float64)
+    chosen = oracle.mimic_warmup([x[:H].astype(np.float64) for x in steps], start, 4)
+    for x, worker in zip(steps, chosen, strict=True):
+        out, state = attack.update(jnp.asarray(x), state)
+        assert int(state.worker) == worker
+        np.testing.assert_array_equal(out[H:], np.tile(x[worker], (F, 1)))
+    assert int(state.step) == 4
+
+
+def test_mimic_finds_the_odd_one_out():
+    x = np.random.default_rng(0).normal(size=(M, 50)) * 0.01
+    x[3] += 5.0  # All variance lies along one worker's data.
+    attack = attacks.mimic(warmup=3, num_byzantine=F)
+    state = attack.init(jnp.zeros(50))
+    for _ in range(3):
+        _, state = attack.update(jnp.asarray(x, jnp.float32), state)
+    direction = np.asarray(state.direction)
+    assert abs(direction.sum() / np.sqrt(50)) > 0.99
+
+
+def test_free_rider_is_one_step_late():
+    attack = attacks.free_rider("stale", num_byzantine=F)
+    state, last = attack.init(jnp.zeros(12)), np.zeros(12)
+    for seed in range(3):
+        out, state = attack.update(jnp.asarray(matrix(seed)), state)
+        np.testing.assert_allclose(out[H:], np.tile(last, (F, 1)), rtol=1e-5, atol=1e-6)
+        last = matrix(seed)[:H].mean(0)
+
+
+# --- what searching achieves ----------------------------------------------------------
+
+RULES = {
+    "mean": byzjax.mean(),
+    "trimmed_mean": TRIMMED,
+    "geometric_median": byzjax.geometric_median(num_iterations=8),
+    "krum": byzjax.krum(F),
+    "ctma(nnm)": byzjax.ctma(byzjax.nnm(byzjax.median(), F), F),
+    "bucketing": byzjax.bucketing(byzjax.median(), 2),
+}
+
+
+def harm(rule, out, key=None):
+    mean = np.asarray(out[:H], np.float64).mean(0)
+    return np.linalg.norm(np.asarray(rule.aggregate(out, key=key), np.float64) - mean)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_search_is_no_weaker_than_its_start(name):
+    rule, key = RULES[name], KEY if name == "bucketing" else None
+    # The rule's half of the attack's key, so that buckets are those of the search.
+    rule_key = None if key is None else jax.random.split(key)[1]
+    begin = attacks.alie(0.5, ddof=0)
+    searches = {
+        "ipm": (attacks.optimized(attacks.ipm, rule, start=0.5), attacks.ipm(0.5)),
+        "adaptive": (attacks.adaptive(rule, num_steps=5, start=begin), begin),
+    }
+    for search, start in searches.values():
+        run = jax.jit(lambda x, a=search: a.apply(x, num_byzantine=F, key=key))
+        for seed in range(3):
+            x = jnp.asarray(matrix(seed))
+            found = harm(rule, run(x), rule_key)
+            before = harm(rule, start.apply(x, num_byzantine=F), rule_key)
+            assert found >= before * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean", "trimmed_mean", "geometric_median"])
+def test_searches_do_find_something(name):
+    rule, x = RULES[name], jnp.asarray(matrix())
+    start = harm(rule, attacks.alie(0.5).apply(x, num_byzantine=F))
+    ascent = jax.jit(lambda x: attacks.adaptive(rule).apply(x, num_byzantine=F))(x)
+    assert harm(rule, ascent) > 1.2 * start
+    search = attacks.optimized(attacks.alie, rule, step=0.5)
+    line = jax.jit(lambda x: search.apply(x, num_byzantine=F))(x)
+    assert harm(rule, line) > 1.2 * start
+
+
+def test_a_search_keeps_the_rules_state():
+    rule = byzjax.centered_clipping(0.5)
+    attack = attacks.optimized(attacks.ipm, rule, num_byzantine=F)
+    state, rule_state = attack.init(jnp.zeros(12)), rule.init(jnp.zeros(12))
+    update = jax.jit(attack.update)
+    for seed in range(3):
+        out, state = update(jnp.asarray(matrix(seed)), state)
+        _, rule_state = rule.update(out, rule_state)
+    np.testing.assert_allclose(
+        state.rule_state.center, rule_state.center, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_search_over_an_attack_that_reads_own_messages():
+    def stronger(scale):
+        flip = attacks.sign_flip()
+
+        def forge(honest, own, state, **extra):
+            sent, state = flip.forge(honest, own, state, **extra)
+            return scale * sent, state
+
+        return byzjax.Attack(forge, needs_own=True)
+
+    attack = attacks.optimized(stronger, byzjax.mean())
+    assert attack.needs_own
+    x = jnp.asarray(matrix())
+    assert harm(byzjax.mean(), attack.apply(x, num_byzantine=F)) > 1e3
+
+
+def test_attacks_with_state_in_the_trainer():
+    def loss(params, batch):
+        return jnp.mean((params[None] - batch) ** 2)
+
+    for attack in (attacks.mimic(warmup=2), attacks.optimized(attacks.ipm, TRIMMED)):
+        trainer = byzjax.trainer(
+            loss,
+            attack=attack,
+            aggregator=TRIMMED,
+            server=optax.sgd(0.3),
+            num_workers=M,
+            num_byzantine=F,
+        )
+        state = trainer.init(jnp.zeros(12))
+        batches = jnp.asarray(matrix())[:, None]
+        for key in jax.random.split(KEY, 3):
+            state, metrics = jax.jit(trainer.step)(state, batches, key)
+        assert jnp.isfinite(metrics.loss)
