@@ -92,6 +92,7 @@ def _convolve_backward(saved, cotangent):
     # Of images: the convolution with the kernel turned round.
     of_images = convolution(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     if _few_channels(kernel):
+        # Not by spans: what they save is less here than their wider product costs.
         product = jnp.matmul(_patches(images, k), cotangent.reshape(-1, features))
         return of_images, product.reshape(kernel.shape)
     # Shifts along the width are taken of the images, those along the height of the
