@@ -125,15 +125,16 @@ def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
 
-def fold(of_block, rows, vectors, *, scalars=(), parts=1):
+def fold(of_block, rows, vectors, *, center=None, parts=1):
     """Sums over all columns of some arrays, block by block.
 
     Args:
-      of_block: (`[m, b]`, `[b]` of each vector, scalars) → a tree of sums over the b
-        columns, and a tree of terms `[..., b]` that are summed here.
+      of_block: (`[m, b]`, `[b]` of each vector) → a tree of sums over the b columns,
+        and a tree of terms `[..., b]` that are summed here.
       rows: `[m, n]` each.
       vectors: a tuple of `[n]` beside each of `rows`.
-      scalars: passed on to `of_block`.
+      center: the index of a row that `of_block` takes too, `[b]` after the vectors.
+        XLA:CPU is slow where a row is cut out of the block instead.
       parts: into how many a block is cut on CPU: `PRODUCTS` for matrix products.
 
     Returns:
@@ -152,13 +153,14 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
     def summed(sums, terms):
         return sums, jax.tree.map(lambda t: jnp.sum(t.astype(dtype), axis=-1), terms)
 
-    def whole_pass(rows, vectors, scalars, *, elements, parts):
+    def whole_pass(rows, vectors, centers, *, elements, parts):
         def at(k, start, size):
-            return of_block(
-                lax.dynamic_slice_in_dim(rows[k], start, size, axis=1),
-                *(lax.dynamic_slice_in_dim(v, start, size) for v in vectors[k]),
-                *scalars,
-            )
+            x = rows[k]
+            beside = [lax.dynamic_slice_in_dim(v, start, size) for v in vectors[k]]
+            for row in centers:
+                row = row.astype(jnp.result_type(start))
+                beside.append(lax.dynamic_slice(x, (row, start), (1, size))[0])
+            return of_block(lax.dynamic_slice_in_dim(x, start, size, axis=1), *beside)
 
         first = min(1, rows[0].shape[1])
         total = zeros(jax.eval_shape(lambda: summed(*at(0, 0, first))))
@@ -181,7 +183,8 @@ def fold(of_block, rows, vectors, *, scalars=(), parts=1):
                 total = add(total, summed(*at(k, done, n - done)))
         return total
 
-    return _by_platform(whole_pass, rows, vectors, scalars, parts=parts)
+    centers = () if center is None else (jnp.asarray(center, jnp.int32),)
+    return _by_platform(whole_pass, rows, vectors, centers, parts=parts)
 
 
 def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@
   `prescaled(name, base, factors)` after a scaling of each.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -55,7 +56,6 @@ def coordinatewise(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
-    passes: int = 1,
 ) -> Aggregator:
     """Lifts a function of one leaf to an aggregator.
 
@@ -65,7 +65,6 @@ def coordinatewise(
         a second argument when the rule is weighted and weights are given.
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
-      passes: how often `reduce` goes over the rows; see `along_workers`.
     """
 
     def update(updates, state, params=None, *, weights=None, **extra):
@@ -76,7 +75,7 @@ def coordinatewise(
             refuse_weights(name, weights)
         checked = check_weights(name, weights, m)
 
-        return along_workers(reduce, updates, checked, passes=passes), state
+        return along_workers(reduce, updates, checked), state
 
     def checked_reduce(rows):
         if check is not None:
@@ -90,13 +89,11 @@ def along_workers(
     reduce: Callable[..., jax.Array],
     updates: base.Tree,
     weights: jax.Array | None = None,
-    *,
-    passes: int = 1,
 ) -> base.Tree:
     """`reduce` over the rows of a stack, `[m, ...]` → `[...]`, in at least float32.
 
-    What goes over the rows once fuses into one pass. More passes, and sorts of many
-    rows, run in blocks of columns, so that what they keep stays in cache.
+    A network over the rows fuses into one pass. Sorts of more rows, and of weights,
+    run in blocks of columns, so that what they keep stays in cache.
     """
     args = () if weights is None else (weights,)
 
@@ -108,7 +105,7 @@ def along_workers(
         return of_rows(x, *args)[None]
 
     def of_leaf(x):
-        if passes == 1 and x.shape[0] <= order.NETWORK_LIMIT and weights is None:
+        if x.shape[0] <= order.NETWORK_LIMIT and weights is None:
             return of_rows(x)
         out = columns.map_columns(of_block, 1, stacked.flat_rows(x), *args)
         return out.reshape(x.shape[1:])
@@ -175,6 +172,7 @@ def premixed(
     matrix: Callable[..., jax.Array],
     *,
     check: base.Check | None = None,
+    sizes: Callable[[int], list[int]] | None = None,
     random: bool = False,
     distances: bool = True,
 ) -> Aggregator:
@@ -189,6 +187,7 @@ def premixed(
       rule: the base.
       matrix: `Geometry` → W `[n, m]`; called with a key as second argument if `random`.
       check: raises if the wrapper cannot serve m workers.
+      sizes: m → of how many rows each row of W is the mean, if all are means.
       random: whether `matrix` takes a key.
       distances: whether `matrix` reads distances between workers; if not, it is given
         a geometry of norms alone where that saves the pass for them.
@@ -225,9 +224,11 @@ def premixed(
         geometry = measure(updates)
         w, key = mixing(geometry, key)
         finite = stacked.mixed_finite(geometry, w)
+        means = None if sizes is None else sizes(geometry.num_workers)
+        mix = functools.partial(stacked.mix, updates, w, finite, sizes=means)
         if rule.reduce is not None:
-            return stacked.mix_and_reduce(updates, w, finite, rule.reduce), state
-        mixed = stacked.mix(updates, w, finite)
+            return mix(reduce=rule.reduce), state
+        mixed = mix()
         return rule.update(mixed, state, params, key=key, **extra)
 
     return Aggregator(rule.init, update)

@@ -176,9 +176,20 @@ def row_sum(rows: Sequence[jax.Array]) -> jax.Array:
     return values[0]
 
 
-def nearest_mean(
-    rows: jax.Array, center: jax.Array, count: int, among: jax.Array | None = None
-) -> jax.Array:
+def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
+    """Some rows of `[m, ...]`, read one by one where a network is to follow."""
+    count = indices.shape[0]
+    if count > NETWORK_LIMIT:
+        return jnp.take(rows, indices, axis=0)
+    return jnp.stack(
+        [
+            lax.dynamic_index_in_dim(rows, indices[i], keepdims=False)
+            for i in range(count)
+        ]
+    )
+
+
+def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
     """Per coordinate the mean of the `count` values nearest `center`.
 
     Of values equally far the lowest rows are taken, exactly `count` in all.
@@ -187,21 +198,18 @@ def nearest_mean(
       rows: `[m, ...]`, floating point.
       center: `[...]`.
       count: how many values to keep, 1 <= count <= m.
-      among: `[m]`, bool, at least `count` rows to choose from; all when None.
     """
     m = rows.shape[0]
 
-    def gap(row, where):
-        distance = nan_last(jnp.abs(row - center))
-        return distance if among is None else jnp.where(where, distance, jnp.inf)
+    def gap(row):
+        return nan_last(jnp.abs(row - center))
 
-    everyone = jnp.ones((m,), bool) if among is None else among
     # The network row by row: ten times faster than on slices of a stack of distances.
     if m > NETWORK_LIMIT:
-        distances = jax.vmap(gap)(rows, everyone)
+        distances = jax.vmap(gap)(rows)
         (threshold,) = order_statistics(distances, [count - 1])
     else:
-        distances = [gap(rows[i], everyone[i]) for i in range(m)]
+        distances = [gap(rows[i]) for i in range(m)]
         (threshold,) = _network(list(distances), [count - 1])
     one, zero = jnp.ones_like(threshold), jnp.zeros_like(threshold)
 

@@ -67,9 +67,9 @@ def test_no_ladder_of_planted_rows_blurs_the_distances(seed):
         direction = rng.normal(size=(1 if trial % 2 else f, D))
         rows = clustered(trial)
         rows[:f] = (direction * 10.0 ** exponents[:, None]).astype(np.float32)
-        order = np.arange(M)
+        order = np.arange(M)[::-1]  # The first centre is the last row.
         if trial % 3 == 0:
-            order = np.append(0, 1 + rng.permutation(M - 1))
+            order = np.append(1 + rng.permutation(M - 1), 0)
         assert_distances(rows[order], np.flatnonzero(order >= f))
 
 

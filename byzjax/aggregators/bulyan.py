@@ -79,19 +79,14 @@ def bulyan(
             chosen = jnp.argsort(scores, stable=True)[:count]
         else:
             chosen = _repeated_krum(distances, f, count, squared)
-        left_out = jnp.ones((m,), bool).at[chosen].set(False)
-        # Half of the 2f rows left out below all others, half above: the median of all
-        # is that of the chosen ones, without a gather.
-        below = left_out & (jnp.cumsum(left_out) <= f)
-        side = jnp.where(below, -1, jnp.where(left_out, 1, 0))
+        chosen = jnp.sort(chosen)  # Of values equally far the lowest row's is taken.
 
-        def reduce(rows, side):
-            beyond = jnp.where(side < 0, -jnp.inf, jnp.inf).astype(rows.dtype)
-            among = (side == 0)[:, None]
-            center = order.middle(jnp.where(among, rows, beyond[:, None]), even=even)
-            return order.nearest_mean(rows, center, count - 2 * f, side == 0)
+        def reduce(rows):
+            kept = order.take(rows, chosen)
+            center = order.middle(kept, even=even)
+            return order.nearest_mean(kept, center, count - 2 * f)
 
-        return lifts.along_workers(reduce, updates, side, passes=3), state
+        return lifts.along_workers(reduce, updates), state
 
     return Aggregator(optax.init_empty_state, update)
 

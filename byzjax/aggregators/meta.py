@@ -148,7 +148,13 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
         distances = jnp.where(itself, -1, geometry.squared_distances)
         return jax.vmap(lambda row: stacked.nearest(row, m - f))(distances) / (m - f)
 
-    return lifts.premixed("nnm", rule, matrix, check=base.check_minority("nnm", f))
+    return lifts.premixed(
+        "nnm",
+        rule,
+        matrix,
+        check=base.check_minority("nnm", f),
+        sizes=lambda m: [m - f] * m,
+    )
 
 
 def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
@@ -206,6 +212,15 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
         member = member.astype(geometry.squared_norms.dtype)
         return member / jnp.sum(member, axis=1, keepdims=True)
 
+    def sizes(m):
+        return [min(s, m - first) for first in range(0, m, s)]
+
     return lifts.premixed(
-        "bucketing", rule, matrix, check=check, random=True, distances=False
+        "bucketing",
+        rule,
+        matrix,
+        check=check,
+        sizes=sizes,
+        random=True,
+        distances=False,
     )

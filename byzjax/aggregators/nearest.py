@@ -48,7 +48,7 @@ def meamed(num_byzantine: int, *, even: str = "midpoint") -> Aggregator:
         return order.nearest_mean(rows, center, rows.shape[0] - f)
 
     check = base.check_minority("meamed", f)
-    return lifts.coordinatewise("meamed", reduce, check=check, passes=3)
+    return lifts.coordinatewise("meamed", reduce, check=check)
 
 
 def phocas(num_byzantine: int) -> Aggregator:
@@ -87,7 +87,7 @@ def phocas(num_byzantine: int) -> Aggregator:
         return order.nearest_mean(rows, center, rows.shape[0] - f)
 
     check = base.check_minority("phocas", f)
-    return lifts.coordinatewise("phocas", reduce, check=check, passes=3)
+    return lifts.coordinatewise("phocas", reduce, check=check)
 
 
 def aksel(
