@@ -10,11 +10,13 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 LIBRARIES = ("torch", "byzfl")
+# They clip the stack they are given, in place: a second call would find nothing to do.
+_CHANGE_THEIR_INPUT = ("byzfl clipping(mean)", "byzfl arc(mean)")
 
 
 def _torch() -> Any:
@@ -72,30 +74,50 @@ def _byzfl_rules(byzfl: Any, f: int) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def calls(
-    host: np.ndarray, f: int, names: Sequence[str]
-) -> dict[str, Callable[[], Any]]:
-    """Library and rule → call, for the rules that a library has."""
+class Peers(NamedTuple):
+    """Library and rule, as "byzfl krum" → what to time, and what to call before."""
+
+    calls: dict[str, Callable[[], Any]]
+    before: dict[str, Callable[[], Any]]
+
+
+def peers(host: np.ndarray, f: int, names: Sequence[str]) -> Peers:
+    """The calls of the rules that a library has, on copies of a stack `[m, d]`."""
     torch = _torch()
     if torch is None:
-        return {}
+        return Peers({}, {})
     byzfl = _byzfl()
     on_gpu = torch.cuda.is_available()
-    x = torch.from_numpy(host).to("cuda" if on_gpu else "cpu")
+    # A copy each, also on CPU, where an array may be shared between libraries.
+    x = torch.tensor(host, device="cuda" if on_gpu else "cpu")
+    spoilt = x.clone()
 
-    def run(rule):
-        with torch.no_grad():
-            out = rule(x)
+    def wait():
         if on_gpu:
             torch.cuda.synchronize()
+
+    def run(rule, x):
+        with torch.no_grad():
+            out = rule(x)
+        wait()
         return out
+
+    def restore():
+        spoilt.copy_(x)
+        wait()
 
     tables = {"torch": _torch_rules(torch, f)}
     if byzfl is not None:
         tables["byzfl"] = _byzfl_rules(byzfl, f)
-    return {
-        f"{library} {name}": functools.partial(run, rule)
-        for library, table in tables.items()
-        for name, rule in table.items()
-        if name in names
-    }
+    found = Peers({}, {})
+    for library, table in tables.items():
+        for rule in names:
+            if rule not in table:
+                continue
+            name = f"{library} {rule}"
+            changes = name in _CHANGE_THEIR_INPUT
+            given = spoilt if changes else x
+            found.calls[name] = functools.partial(run, table[rule], given)
+            if changes:
+                found.before[name] = restore
+    return found

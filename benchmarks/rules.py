@@ -89,9 +89,10 @@ def measure(
     cases = {
         name: functools.partial(program.call, x) for name, program in programs.items()
     }
-    if compare:
-        cases |= peers.calls(host, f, names)
-    spreads = timing.interleaved(cases, rounds=rounds)
+    others = peers.peers(host, f, names if compare else ())
+    spreads = timing.interleaved(
+        cases | others.calls, before=others.before, rounds=rounds
+    )
     read, copy = spreads["one read"].median, spreads["copy"].median
     records = []
     for name, program in programs.items():

@@ -44,6 +44,7 @@ def compile_for(function: Callable[..., Any], *args: Any) -> Compiled:
 def interleaved(
     cases: Mapping[str, Callable[[], Any]],
     *,
+    before: Mapping[str, Callable[[], Any]] | None = None,
     rounds: int = 15,
     case_seconds: float = 3.0,
 ) -> dict[str, Spread]:
@@ -55,23 +56,29 @@ def interleaved(
 
     Args:
       cases: name → what to time; a JAX result is waited for.
+      before: name → what to call, untimed, before each call of a case.
       rounds: how many times each.
       case_seconds: a case that has used this much is left out of later rounds, but
         no case is timed fewer than three times.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
+    prepare = {name: lambda: None for name in cases} | dict(before or {})
+
+    def seconds(name):
+        prepare[name]()
+        start = time.perf_counter()
+        jax.block_until_ready(cases[name]())
+        return time.perf_counter() - start
+
     for each in range(rounds + 1):
-        for name, call in cases.items():
-            spent = times[name]
+        for name, spent in times.items():
             if len(spent) >= 3 and sum(spent) > case_seconds:
                 continue
             start = time.perf_counter()
             while time.perf_counter() - start < 0.1:
-                jax.block_until_ready(call())
+                seconds(name)
             if each:
-                start = time.perf_counter()
-                jax.block_until_ready(call())
-                spent.append(time.perf_counter() - start)
+                spent.append(seconds(name))
     return {name: _spread(spent) for name, spent in times.items()}
 
 

@@ -303,20 +303,30 @@ def _mixed(x, matrix, finite):
 
 def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Array:
     """‖x_k − center‖² [m] over the whole tree, +inf where it is not finite."""
-
-    def of_block(x, c):
-        dtype = accumulator_dtype(x.dtype)
-        gap = x.astype(dtype) - c.astype(dtype)[None]
-        known = jnp.isfinite(gap)
-        gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
-        return (), jnp.where(known, gap * gap, jnp.inf)
-
     rows, centers = columns.bundled(
         [flat_rows(x) for x in jax.tree.leaves(updates)],
         [c.ravel() for c in jax.tree.leaves(center)],
     )
-    _, total = columns.fold(of_block, rows, centers)
-    return jnp.where(total < LARGEST_SQUARE, total, jnp.inf)
+    return _in_range(columns.fold(_squared_gaps, rows, centers)[1])
+
+
+def squared_distances_to_row(updates: base.Tree, index: int) -> jax.Array:
+    """‖x_k − x_index‖² [m] over the whole tree, +inf where it is not finite."""
+    rows, nothing = columns.bundled([flat_rows(x) for x in jax.tree.leaves(updates)])
+    return _in_range(columns.fold(_squared_gaps, rows, nothing, center=index)[1])
+
+
+def _squared_gaps(x, c):
+    """For `columns.fold`: no sums, but terms `[m, b]`."""
+    dtype = accumulator_dtype(x.dtype)
+    gap = x.astype(dtype) - c.astype(dtype)[None]
+    known = jnp.isfinite(gap)
+    gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
+    return (), jnp.where(known, gap * gap, jnp.inf)
+
+
+def _in_range(squares):
+    return jnp.where(squares < LARGEST_SQUARE, squares, jnp.inf)
 
 
 def normalized(weights: jax.Array) -> jax.Array:

@@ -207,8 +207,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
         m = base.num_workers(updates)
         check(m)
         lifts.refuse_weights("monna", weights)
-        trusted = jax.tree.map(lambda x: x[pivot], updates)
-        squared = stacked.squared_distances_to_tree(updates, trusted)
+        squared = stacked.squared_distances_to_row(updates, pivot)
         return stacked.weighted_sum(updates, shares(squared), at_most=m - f), state
 
     # By itself it needs the distances to one row only; composed, the geometry is there.
