@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import base, lifts
+from byzjax import base, lifts, order
 from byzjax.base import Aggregator
 
 _CHUNK = 4096
@@ -61,8 +61,8 @@ def mda(num_byzantine: int) -> Aggregator:
             # [m, m] against [m, c], one row of the matrix at a time.
             def widen(i, widest):
                 reach = jnp.where(members, squared_distances[i][:, None], 0)
-                reach = jnp.where(members[i], jnp.max(reach, axis=0), 0)
-                return jnp.maximum(widest, reach)
+                farthest = order.reduce_rows(jnp.maximum, reach)
+                return jnp.maximum(widest, jnp.where(members[i], farthest, 0))
 
             start = jnp.zeros(members.shape[1:], squared_distances.dtype)
             return lax.fori_loop(0, m, widen, start)
