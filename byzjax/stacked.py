@@ -22,7 +22,6 @@ from byzjax import base, columns, order
 from byzjax.columns import accumulator_dtype, flat_rows
 from byzjax.gram import LARGEST_SQUARE, centered_gram, product
 
-
 # Rows read one by one to mix them, in a program that grows with their number: four
 # times as fast on CPU as a product of so small matrices.
 _MOST_TERMS = 256
@@ -237,7 +236,7 @@ def mix(
       reduce: `[n, b]` → `[b]`, column by column.
     """
     n = matrix.shape[0]
-    few = sizes is not None and sum(sizes) <= _MOST_TERMS
+    few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
     num_rows = n if reduce is None else 1
 
     def finished(mixed):
@@ -248,9 +247,9 @@ def mix(
 
     def of_leaf(x):
         flat = flat_rows(x)
-        if few:
+        if few is not None:
             members = jnp.argsort(matrix == 0, axis=1, stable=True)
-            out = finished(_means(tuple(sizes), flat, members, finite))
+            out = finished(_means(few, flat, members, finite))
         else:
             out = columns.map_columns(of_block, num_rows, flat, matrix, finite)
         shape = x.shape[1:] if reduce else (n, *x.shape[1:])
@@ -271,7 +270,7 @@ def _means(sizes, x, members, finite):
 
     def mean(i):
         rows = order.take(x, members[i, : sizes[i]])
-        return jnp.where(finite[i], order.row_sum(rows) / sizes[i], jnp.nan)
+        return jnp.where(finite[i], order.row_sum(list(rows)) / sizes[i], jnp.nan)
 
     return jnp.stack([mean(i) for i in range(len(sizes))])
 
