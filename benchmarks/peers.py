@@ -26,10 +26,10 @@ def _torch() -> Any:
 
 
 def _byzfl() -> Any:
-    spec = importlib.util.find_spec("byzfl")
-    if spec is None:
-        return None
     if "byzfl" not in sys.modules:
+        spec = importlib.util.find_spec("byzfl")
+        if spec is None:
+            return None
         package = types.ModuleType("byzfl")
         package.__path__ = list(spec.submodule_search_locations or ())
         sys.modules["byzfl"] = package
@@ -81,11 +81,14 @@ class Peers(NamedTuple):
     before: dict[str, Callable[[], Any]]
 
 
+NONE = Peers({}, {})
+
+
 def peers(host: np.ndarray, f: int, names: Sequence[str]) -> Peers:
     """The calls of the rules that a library has, on copies of a stack `[m, d]`."""
     torch = _torch()
     if torch is None:
-        return Peers({}, {})
+        return NONE
     byzfl = _byzfl()
     on_gpu = torch.cuda.is_available()
     # A copy each, also on CPU, where an array may be shared between libraries.

@@ -89,7 +89,7 @@ def measure(
     cases = {
         name: functools.partial(program.call, x) for name, program in programs.items()
     }
-    others = peers.peers(host, f, names if compare else ())
+    others = peers.peers(host, f, names) if compare else peers.NONE
     spreads = timing.interleaved(
         cases | others.calls, before=others.before, rounds=rounds
     )

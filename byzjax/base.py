@@ -43,8 +43,8 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
       distances: whether `weigh` reads more of the geometry than norms.
       reduce: for rules that act on every coordinate by itself and keep no state, the
-        function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows call
-        it on blocks of them, and never form the mixed stack.
+        function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows give
+        it the mixed ones, at once or in blocks, and never form their stack.
     """
 
     weigh: Weigh | None

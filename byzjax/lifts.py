@@ -6,7 +6,6 @@
   `prescaled(name, base, factors)` after a scaling of each.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -179,8 +178,8 @@ def premixed(
     """A rule applied to y = W x, with W decided by the geometry of x.
 
     Over a geometric rule the mixing happens in the geometry, and the whole is geometric
-    again. A rule by coordinates is given blocks of the mixed stack, which is formed as
-    a whole for other rules only.
+    again. A rule by coordinates is fused with the mixing, or given blocks of it; the
+    mixed stack is formed for other rules only.
 
     Args:
       name: for error messages.
@@ -225,10 +224,9 @@ def premixed(
         w, key = mixing(geometry, key)
         finite = stacked.mixed_finite(geometry, w)
         means = None if sizes is None else sizes(geometry.num_workers)
-        mix = functools.partial(stacked.mix, updates, w, finite, sizes=means)
+        mixed = stacked.mix(updates, w, finite, sizes=means, reduce=rule.reduce)
         if rule.reduce is not None:
-            return mix(reduce=rule.reduce), state
-        mixed = mix()
+            return mixed, state
         return rule.update(mixed, state, params, key=key, **extra)
 
     return Aggregator(rule.init, update)

@@ -237,6 +237,7 @@ def mix(
     """
     n = matrix.shape[0]
     few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
+    members = jnp.argsort(matrix == 0, axis=1, stable=True)
     num_rows = n if reduce is None else 1
 
     def finished(mixed):
@@ -248,11 +249,10 @@ def mix(
     def of_leaf(x):
         flat = flat_rows(x)
         if few is not None:
-            members = jnp.argsort(matrix == 0, axis=1, stable=True)
             out = finished(_means(few, flat, members, finite))
         else:
             out = columns.map_columns(of_block, num_rows, flat, matrix, finite)
-        shape = x.shape[1:] if reduce else (n, *x.shape[1:])
+        shape = x.shape[1:] if reduce is not None else (n, *x.shape[1:])
         return out.astype(x.dtype).reshape(shape)
 
     if reduce is None:

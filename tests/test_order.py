@@ -109,7 +109,9 @@ def test_trimmed_mean_sums_what_is_kept(m, trim):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("m, count", [(5, 1), (5, 3), (11, 11), (11, 6)])
+@pytest.mark.parametrize(
+    "m, count", [(5, 1), (5, 3), (11, 11), (11, 6), (11, 2), (70, 40)]
+)
 def test_nearest_mean(m, count):
     rng = np.random.default_rng(6)
     rows = np.where(np.abs(awkward(m, 6)) > 1e38, np.inf, awkward(m, 6))

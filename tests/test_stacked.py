@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import byzjax
-from byzjax import columns, stacked
+from byzjax import columns, order, stacked
 
 M, D = 11, 50
 BLOCK = columns._block_columns(M, columns._CPU_BLOCK)
@@ -165,8 +165,11 @@ def test_one_finite_row_is_found():
         assert np.isfinite(got.gram).all()
 
 
-def test_around_an_origin():
+@pytest.mark.parametrize("far", [False, True])
+def test_around_an_origin(far):
     rows, origin = clustered(10), np.float32(clustered(11)[0])
+    if far:  # The first centre: another pass is made around a better one.
+        rows[-1] *= np.float32(1e6)
     got = jax.jit(lambda x, o: stacked.geometry(x, origin=o))(rows, origin)
     exact = squared(rows, origin[None])[:, 0]
     np.testing.assert_allclose(got.squared_norms, exact, rtol=1e-5)
@@ -267,6 +270,37 @@ def test_mixing_the_stack(d):
     rows[9:] = 0
     exact = (np.float64(matrix) @ np.float64(rows))[finite]
     np.testing.assert_allclose(got[finite], exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("most_terms", [0, 256])
+def test_means_of_rows_by_a_product_or_row_by_row(monkeypatch, most_terms):
+    monkeypatch.setattr(stacked, "_MOST_TERMS", most_terms)
+    rows = clustered(28, d=BLOCK + 7, spread=1.0)
+    groups = np.split(np.random.default_rng(29).permutation(M), [4, 8])
+    matrix = np.zeros((4, M), np.float32)
+    for i, group in enumerate([*groups, groups[0][:1]]):
+        matrix[i, group] = 1 / len(group)
+    finite = np.array([True, False, True, True])
+    rows[groups[1][0]] = np.nan
+    mixed = (np.float64(matrix) @ np.float64(np.nan_to_num(rows)))[finite]
+
+    def mix(x, **reduce):
+        return stacked.mix(
+            x, jnp.asarray(matrix), jnp.asarray(finite), sizes=[4, 4, 3, 1], **reduce
+        )
+
+    got, pullback = jax.vjp(mix, jnp.asarray(rows))
+    assert np.isnan(got[1]).all()
+    np.testing.assert_allclose(got[finite], mixed, rtol=1e-5, atol=1e-6)
+    cotangent = np.random.default_rng(30).normal(size=got.shape).astype(np.float32)
+    expected = np.float64(matrix[finite]).T @ cotangent[finite]
+    (gradient,) = pullback(jnp.asarray(cotangent))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+    got = jax.jit(functools.partial(mix, reduce=order.middle))(rows)
+    padded = np.append(mixed, np.full((1, mixed.shape[1]), np.inf), axis=0)
+    expected = np.median(padded, axis=0)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 # --- sums -----------------------------------------------------------------------------
