@@ -50,6 +50,15 @@ def test_on_a_ladder(rule, expected):
     near(rule.aggregate(LADDER), np.array(expected))
 
 
+def test_bulyan_takes_the_lowest_of_equally_far_values():
+    rule = jax.jit(byzjax.bulyan(2).aggregate)
+    for seed in range(8):
+        rows = np.random.default_rng(seed).integers(-3, 4, size=(11, 40))
+        got = rule(jnp.asarray(rows, jnp.float32))
+        expected = cat.bulyan()(rows.astype(np.float64), 2)
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
 # --- bad input ------------------------------------------------------------------------
 
 
