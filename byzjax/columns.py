@@ -26,8 +26,10 @@ PRODUCTS = 16
 _REDUCTIONS = 4
 # Blocks of an array that are worth a block more of memory: XLA:CPU is slow along rows.
 _MANY = 16
-# Columns of a part that are worth another core.
-_LEAST_PART = 512
+# Columns of a part that are worth another core, and for each row: a product of many
+# rows is work for all cores in itself, and parts take long to compile.
+_LEAST_PART = 1024
+_LEAST_PART_OF_A_ROW = 30
 # Columns of a leaf that is copied into a bundle of others.
 _SMALL = 1 << 12
 
@@ -194,8 +196,8 @@ def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
     the temporary memory of all arrays at once.
     """
     turns = max(2, -(-n // _block_columns(m, elements)))
-    if n // (turns * parts) < _LEAST_PART:
-        parts = 1
+    least = max(_LEAST_PART, _LEAST_PART_OF_A_ROW * m)
+    parts = max(1, min(parts, n // (turns * least)))
     size = n // (turns * parts)
     size -= size % (128 if parts == 1 else 16)
     return (turns, parts, size) if size else (0, 1, 0)

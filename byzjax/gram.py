@@ -138,13 +138,14 @@ def _gram_pass(rows, origins, center, dtype):
         o = o[0] if o else jnp.zeros_like(c)
         y = (x[:-1] if is_last else x) - c[None]
         z = x - o[None]
-        return product(y, y), (z * z, y * (o - c)[None])
+        return (product(y, y), product(y, o - c)), z * z
 
-    inner, (squared_norms, towards) = columns.fold(
+    (inner, towards), squared_norms = columns.fold(
         of_block,
         *columns.bundled(rows, origins),
         center=center,
-        parts=columns.PRODUCTS,
+        # Other passes are rare: cut up, they would take as long to compile again.
+        parts=columns.PRODUCTS if is_last else 1,
     )
     if is_last:
         inner = jnp.pad(inner, (0, 1))
