@@ -23,12 +23,13 @@ _DEVICE_BLOCK = 1 << 25
 # on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
 # of one product each, fewer where a part is many operations.
 PRODUCTS = 16
+SUMS = 8
 _REDUCTIONS = 4
-# Blocks of an array that are worth a block more of memory: XLA:CPU is slow along rows.
+# Blocks of an array that are worth a block more of memory, in which they are added up.
 _MANY = 16
-# Columns of a part that are worth another core, and for each row: a product of many
-# rows is work for all cores in itself, and parts take long to compile.
-_LEAST_PART = 1024
+# Elements of a part that are worth another core; and columns, for each row: a product
+# of many rows is work for all cores in itself, and parts take long to compile.
+_LEAST_PART = 1 << 15
 _LEAST_PART_OF_A_ROW = 30
 # Columns of a leaf that is copied into a bundle of others.
 _SMALL = 1 << 12
@@ -114,12 +115,11 @@ def total(parts: list[jax.Array]) -> jax.Array:
     return order.row_sum([part.astype(dtype) for part in parts])
 
 
-def _by_platform(function, *args, parts):
-    """Calls function(*args, elements=..., parts=...) with what the platform wants."""
+def _by_platform(function, *args):
     return lax.platform_dependent(
         *args,
-        cpu=functools.partial(function, elements=_CPU_BLOCK, parts=parts),
-        default=functools.partial(function, elements=_DEVICE_BLOCK, parts=1),
+        cpu=functools.partial(function, on_cpu=True),
+        default=functools.partial(function, on_cpu=False),
     )
 
 
@@ -127,7 +127,7 @@ def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
 
-def fold(of_block, rows, vectors, *, center=None, parts=1):
+def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
     """Sums over all columns of some arrays, block by block.
 
     Args:
@@ -146,47 +146,78 @@ def fold(of_block, rows, vectors, *, center=None, parts=1):
         np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
     )
 
-    def add(total, part):
-        return jax.tree.map(lambda t, p: t + p.astype(dtype), total, part)
+    def add(one, other):
+        return jax.tree.map(jnp.add, one, other)
 
     def zeros(shapes):
         return jax.tree.map(lambda part: jnp.zeros(part.shape, dtype), shapes)
 
-    def summed(sums, terms):
-        return sums, jax.tree.map(lambda t: jnp.sum(t.astype(dtype), axis=-1), terms)
+    def whole_pass(rows, vectors, centers, *, on_cpu):
+        elements = _CPU_BLOCK if on_cpu else _DEVICE_BLOCK
+        at_once = parts if on_cpu else 1
 
-    def whole_pass(rows, vectors, centers, *, elements, parts):
         def at(k, start, size):
             x = rows[k]
             beside = [lax.dynamic_slice_in_dim(v, start, size) for v in vectors[k]]
             for row in centers:
                 row = row.astype(jnp.result_type(start))
                 beside.append(lax.dynamic_slice(x, (row, start), (1, size))[0])
-            return of_block(lax.dynamic_slice_in_dim(x, start, size, axis=1), *beside)
+            block = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+            return jax.tree.map(lambda t: t.astype(dtype), of_block(block, *beside))
+
+        def along(terms):
+            if not on_cpu:
+                return jnp.sum(terms, axis=-1)
+            # XLA:CPU is slow at sums along rows, and fast at the same as a product.
+            ones = jnp.ones(terms.shape[-1:], dtype)
+            return jnp.matmul(terms, ones, precision=lax.Precision.HIGHEST)
+
+        def summed(found):
+            return found[0], jax.tree.map(along, found[1])
 
         first = min(1, rows[0].shape[1])
-        total = zeros(jax.eval_shape(lambda: summed(*at(0, 0, first))))
-        for k, x in enumerate(rows):
-            m, n = x.shape
-            turns, cut, size = _blocks(m, n, elements, parts)
+        total = zeros(jax.eval_shape(lambda: summed(at(0, 0, first))))
+        for group in _loops(rows, at_once):
+            m, n = rows[group[0]].shape
+            turns, cut, size = _blocks(
+                m, n, elements // len(group), max(1, at_once // len(group))
+            )
 
-            def step(i, kept, k=k, cut=cut, size=size, last: Any = summed):
-                found = [at(k, (i * cut + p) * size, size) for p in range(cut)]
-                return functools.reduce(add, [last(*each) for each in found], kept)
+            def at_all(i, group=group, cut=cut, size=size):
+                places = [(k, i * cut + p) for p in range(cut) for k in group]
+                return functools.reduce(add, [at(k, j * size, size) for k, j in places])
 
             if turns >= _MANY:  # Terms of blocks are added up, and along rows once.
-                whole = functools.partial(step, last=lambda *found: found)
-                kept = zeros(jax.eval_shape(functools.partial(at, k, 0, size)))
-                total = add(total, summed(*lax.fori_loop(0, turns, whole, kept)))
+                kept = zeros(jax.eval_shape(at_all, 0))
+                kept = lax.fori_loop(0, turns, lambda i, t: add(t, at_all(i)), kept)
+                total = add(total, summed(kept))
             elif turns:
-                total = lax.fori_loop(0, turns, step, total)
+                total = lax.fori_loop(
+                    0, turns, lambda i, t: add(t, summed(at_all(i))), total
+                )
             done = turns * cut * size
-            if done < n:
-                total = add(total, summed(*at(k, done, n - done)))
+            for k in group if done < n else ():
+                total = add(total, summed(at(k, done, n - done)))
         return total
 
     centers = () if center is None else (jnp.asarray(center, jnp.int32),)
-    return _by_platform(whole_pass, rows, vectors, centers, parts=parts)
+    return _by_platform(whole_pass, rows, vectors, centers)
+
+
+def _loops(rows, parts: int) -> list[list[int]]:
+    """Which arrays share a loop: at most `parts`, of one width.
+
+    Each is a part of the blocks: large ones would be cut up, and the program of a tree
+    of a hundred leaves is one of the few widths that they have.
+    """
+    widths: dict[int, list[int]] = {}
+    for k, x in enumerate(rows):
+        widths.setdefault(x.shape[1], []).append(k)
+    return [
+        same[i : i + parts]
+        for same in widths.values()
+        for i in range(0, len(same), parts)
+    ]
 
 
 def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
@@ -196,8 +227,9 @@ def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
     the temporary memory of all arrays at once.
     """
     turns = max(2, -(-n // _block_columns(m, elements)))
-    least = max(_LEAST_PART, _LEAST_PART_OF_A_ROW * m)
-    parts = max(1, min(parts, n // (turns * least)))
+    least = max(_LEAST_PART // m, _LEAST_PART_OF_A_ROW * m)
+    if n // (turns * parts) < least:  # Too small for all cores: larger parts cost less.
+        parts = max(1, n // (turns * 2 * least))
     size = n // (turns * parts)
     size -= size % (128 if parts == 1 else 16)
     return (turns, parts, size) if size else (0, 1, 0)
@@ -209,12 +241,13 @@ def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):
     `parts`: into how many a block is cut on CPU, as in `fold`.
     """
 
-    def whole_pass(x, *scalars, elements, parts):
+    def whole_pass(x, *scalars, on_cpu):
         m, n = x.shape
-        block = _block_columns(m, elements)
+        block = _block_columns(m, _CPU_BLOCK if on_cpu else _DEVICE_BLOCK)
         if n <= block:
             return of_block(x, *scalars)
-        size = block // parts
+        cut = parts if on_cpu else 1
+        size = block // cut
 
         def at(start):
             columns = lax.dynamic_slice_in_dim(x, start, size, axis=1)
@@ -223,10 +256,10 @@ def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):
         def step(i, out):
             # The last block may overlap the one before, and writes the same again.
             start = jnp.minimum(i * block, n - block)
-            done = _side_by_side([at(start + p * size) for p in range(parts)])
+            done = _side_by_side([at(start + p * size) for p in range(cut)])
             return lax.dynamic_update_slice_in_dim(out, done, start, axis=1)
 
         out = jnp.zeros((num_rows, n), jax.eval_shape(of_block, x, *scalars).dtype)
         return lax.fori_loop(0, -(-n // block), step, out)
 
-    return _by_platform(whole_pass, x, *scalars, parts=parts)
+    return _by_platform(whole_pass, x, *scalars)
