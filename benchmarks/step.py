@@ -21,13 +21,13 @@ MODEL = make_model("convnet", "mnist")
 ATTACKS = {"sign flip": byzjax.attacks.sign_flip(), "little": byzjax.attacks.alie()}
 
 
-def workers_at_once(count: int) -> int | None:
-    """A third of `count` on a CPU, a GPU wants all of them.
+def workers_at_once() -> int | None:
+    """Three on a CPU, where one to six were tried; a GPU wants all of them.
 
     A program's memory is new at each call. Above 32 MB glibc has the kernel map it page
     by page, which takes as long as the gradients; a scan over steps pays once.
     """
-    return -(-count // 3) if jax.default_backend() == "cpu" else None
+    return 3 if jax.default_backend() == "cpu" else None
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -81,12 +81,11 @@ def _two_gradients(chunk, count, params, statistics, batches):
 
 def measure(*, rounds: int) -> list[dict[str, Any]]:
     """One record an attack."""
-    key, host = jax.random.key(0), data()
+    key, host, chunk = jax.random.key(0), data(), workers_at_once()
     batches = on_device(host)
     cases, records = {}, []
     for name, attack in ATTACKS.items():
         count = NUM_WORKERS if attack.needs_own else NUM_WORKERS - NUM_BYZANTINE
-        chunk = workers_at_once(count)
         trainer = trainer_for(attack, chunk=chunk)
         state = initial(trainer, key)
         step = timing.compile_for(trainer.step, state, batches, key)
@@ -132,7 +131,7 @@ def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:
         state = initial(trainer, key)
         return jax.lax.scan(step, state, jax.random.split(key, steps))[1].loss
 
-    chunk = workers_at_once(NUM_WORKERS)
+    chunk = workers_at_once()
     one = timing.compile_for(functools.partial(run, chunk=chunk), keys[0], rates[0])
     # Under vmap a chunk holds so many workers of every run: one of each is enough.
     inner = None if chunk is None else max(1, chunk // runs)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 
@@ -28,10 +27,7 @@ def copies(state: Any, count: int) -> Any:
 def map_workers(
     function: Callable[[Any], Any], operands: Any, count: int, *, at_most: int | None
 ) -> Any:
-    """`jax.vmap(function)`, in equal chunks of at most so many workers.
-
-    The last chunk reaches back into the one before where `count` does not divide, so
-    that one program serves for all chunks; what it computes twice is dropped.
+    """`jax.vmap(function)`, in chunks of at most so many workers, as equal as can be.
 
     Args:
       function: of one worker's operands.
@@ -45,27 +41,15 @@ def map_workers(
     chunks = 1 if at_most is None else -(-count // at_most)
     if chunks == 1:
         return jax.vmap(function)(operands)
-    size = -(-count // chunks)
-    starts = np.minimum(np.arange(chunks) * size, count - size)
-
     tree, places = None, []
 
-    def one_chunk(start):
-        def rows(x):
-            return lax.dynamic_slice_in_dim(x, start, size)
-
+    def without_copies(one):
         nonlocal tree, places
-        leaves, tree = jax.tree.flatten(
-            jax.vmap(function)(jax.tree.map(rows, operands))
-        )
+        leaves, tree = jax.tree.flatten(function(one))
         # A message often is the worker's new state itself: one copy of it is kept.
         seen = {}
         places = [seen.setdefault(id(x), len(seen)) for x in leaves]
         return list({id(x): x for x in leaves}.values())
 
-    def in_order(x):
-        first, last = x[:-1].reshape(-1, *x.shape[2:]), x[-1]
-        return jnp.concatenate([first, last[chunks * size - count :]])
-
-    kept = [in_order(x) for x in lax.map(one_chunk, starts)]
+    kept = lax.map(without_copies, operands, batch_size=-(-count // chunks))
     return jax.tree.unflatten(tree, [kept[i] for i in places])

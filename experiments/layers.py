@@ -88,7 +88,7 @@ def _convolve_forward(images, kernel):
 def _convolve_backward(saved, cotangent):
     images, kernel = saved
     k, _, channels, features = kernel.shape
-    w = images.shape[2]
+    h, w = images.shape[1:3]
     # Of images: the convolution with the kernel turned round.
     of_images = convolution(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     if _few_channels(kernel):
@@ -96,18 +96,15 @@ def _convolve_backward(saved, cotangent):
         product = jnp.matmul(_patches(images, k), cotangent.reshape(-1, features))
         return of_images, product.reshape(kernel.shape)
     # Shifts along the width are taken of the images, those along the height of the
-    # cotangent: fewer copies than k * k shifts of one, and a squarer product. Images
-    # lie below one another, r empty rows between them, so that shifts are slices.
+    # cotangent: fewer copies than k * k shifts of one, and a squarer product.
     r = k // 2
-    padded = jnp.pad(images, ((0, 0), (0, r), (r, r), (0, 0)))
+    padded = jnp.pad(images, ((0, 0), (0, 0), (r, r), (0, 0)))
     wide = jnp.concatenate([padded[:, :, j : j + w] for j in range(k)], -1)
-    rows = jnp.pad(cotangent, ((0, 0), (0, r), (0, 0), (0, 0))).reshape(-1, features)
-    size, rows = rows.shape[0], jnp.pad(rows, ((r * w, r * w), (0, 0)))
-    starts = [(k - 1 - i) * w for i in range(k)]
-    tall = jnp.concatenate([rows[at : at + size] for at in starts], -1)
-    product = jnp.matmul(wide.reshape(size, k * channels).T, tall)
-    of_kernel = product.reshape(k, channels, k, features).transpose(2, 0, 1, 3)
-    return of_images, of_kernel
+    around = jnp.pad(cotangent, ((0, 0), (r, r), (0, 0), (0, 0)))
+    tall = jnp.concatenate([around[:, i : i + h] for i in reversed(range(k))], -1)
+    rows, columns = wide.reshape(-1, k * channels), tall.reshape(-1, k * features)
+    product = jnp.matmul(rows.T, columns).reshape(k, channels, k, features)
+    return of_images, product.transpose(2, 0, 1, 3)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
