@@ -119,6 +119,22 @@ def test_a_tree_is_measured_as_a_whole():
     assert_distances(rows, np.delete(np.arange(M), 3), got)
 
 
+@pytest.mark.parametrize("width", [17, 5003, BLOCK + 3])
+def test_leaves_of_one_width_leave_nothing_out(width):
+    """They share a loop: more of them than one takes, with columns left over."""
+    count = 3 if width > BLOCK else columns.PRODUCTS + 3
+    rows = clustered(9, d=count * width + 40)
+    # What only the last column of each leaf tells.
+    rows[:, width - 1 :: width] += np.arange(M, dtype=np.float32)[:, None]
+    leaves = np.split(rows, np.arange(1, count + 1) * width, axis=1)
+    tree = [jnp.asarray(x) for x in leaves]
+    assert_distances(rows, np.arange(M), geometry(tree), rtol=1e-5)
+    center = [x[0] + 1 for x in tree]
+    got = jax.jit(stacked.squared_distances_to_tree)(tree, center)
+    exact = squared(rows, rows[:1] + np.float32(1))[:, 0]
+    np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
 def test_leaves_of_different_precision():
     rows = clustered(7)
     halves = jnp.asarray(rows[:, :20], jnp.bfloat16)
