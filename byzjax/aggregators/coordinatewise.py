@@ -26,14 +26,17 @@ def mean() -> Aggregator:
 
     def reduce(rows, weights=None):
         m = rows.shape[0]
-        flat = rows.reshape(m, -1)
         if weights is None:
             shares = jnp.full((m,), 1 / m, rows.dtype)
         else:
             shares = weights / jnp.sum(weights)
             # A worker of weight zero is absent, whatever its row holds.
-            flat = jnp.where(shares[:, None] > 0, flat, 0)
-        # A matrix-vector product: 40 times faster on CPU than jnp.mean(axis=0).
+            present = shares.reshape(m, *[1] * (rows.ndim - 1)) > 0
+            rows = jnp.where(present, rows, 0)
+        if m <= order.NETWORK_LIMIT:
+            return order.row_sum([shares[i] * rows[i] for i in range(m)])
+        # Row by row the program would grow with m, and jnp.mean(axis=0) takes long.
+        flat = rows.reshape(m, -1)
         out = jnp.matmul(shares, flat, precision=lax.Precision.HIGHEST)
         return out.reshape(rows.shape[1:])
 
