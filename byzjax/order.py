@@ -138,7 +138,7 @@ def nan_last(rows: jax.Array) -> jax.Array:
 def smaller(a: jax.Array, b: jax.Array) -> jax.Array:
     """The minimum of what is not NaN; if a is NaN, b.
 
-    One instruction on a CPU, for which `jnp.minimum` takes four, to let NaN through.
+    One instruction on a CPU, where `jnp.minimum` takes several, to let NaN through.
     """
     return lax.select(a < b, a, b)
 

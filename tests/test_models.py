@@ -119,6 +119,17 @@ def test_derivatives_of_mean_and_variance():
     close(both(layers.norm_relu_pool), both(plainly))
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_hidden(place, value):
+    """A worker whose activations overflow must not seem to have learnt something."""
+    inputs = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    inputs[0, *place, 1] = value
+    outputs = layers.norm_relu_pool(jnp.asarray(inputs), jnp.ones(3), jnp.zeros(3))[0]
+    assert np.isnan(outputs[..., 1]).all()
+    assert np.isfinite(outputs[..., [0, 2]]).all()
+
+
 @pytest.mark.parametrize(
     ("name", "dataset", "size"),
     [
