@@ -15,9 +15,11 @@ from jax import lax
 
 from byzjax import order
 
-# Loops over blocks of columns keep a block of the stack in cache on CPU; elsewhere they
-# only bound the memory of what is computed from it. In elements, not columns.
+# Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
+# read again and again in that of a core; elsewhere they only bound the memory of what
+# is computed from it. In elements, not columns.
 _CPU_BLOCK = 1 << 20
+_CPU_BLOCK_TO_REREAD = 1 << 18
 _DEVICE_BLOCK = 1 << 25
 # XLA:CPU runs the operations of a loop's body on one core if there are few of them, and
 # on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
@@ -243,7 +245,7 @@ def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):
 
     def whole_pass(x, *scalars, on_cpu):
         m, n = x.shape
-        block = _block_columns(m, _CPU_BLOCK if on_cpu else _DEVICE_BLOCK)
+        block = _block_columns(m, _CPU_BLOCK_TO_REREAD if on_cpu else _DEVICE_BLOCK)
         if n <= block:
             return of_block(x, *scalars)
         cut = parts if on_cpu else 1
