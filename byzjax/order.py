@@ -68,7 +68,7 @@ def _select_jvp(ranks, primals, tangents):
     values = _select(rows, ranks)
 
     def moved(value):
-        same = rows == value
+        same = rows == value[None]
         share = sum_of_rows(jnp.where(same, tangent, 0))
         return share / sum_of_rows(same.astype(rows.dtype))
 
@@ -132,11 +132,11 @@ def sum_of_rows(rows: jax.Array) -> jax.Array:
 
 def nan_last(rows: jax.Array) -> jax.Array:
     """NaN replaced by +inf, so that comparisons order it last."""
-    return smaller(rows, jnp.full_like(rows, jnp.inf))
+    return jnp.where(jnp.isnan(rows), jnp.asarray(jnp.inf, rows.dtype), rows)
 
 
 def smaller(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The minimum of what is not NaN; if a is NaN, b.
+    """The minimum; nothing may be NaN.
 
     One instruction on a CPU, where `jnp.minimum` takes several, to let NaN through.
     """
@@ -144,7 +144,7 @@ def smaller(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The maximum of what is not NaN, as `smaller`; of equals, the other one."""
+    """The maximum, as `smaller`; of equals the other one, so that none is lost."""
     return lax.select(a < b, b, a)
 
 
@@ -161,12 +161,28 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
     m = rows.shape[0]
     if m > NETWORK_LIMIT:
         return _select(nan_last(rows), tuple(ranks))
-    return _network([nan_last(rows[i]) for i in range(m)], ranks)
+    return _network([nan_last(rows[i]) for i in range(m)], tuple(ranks))
 
 
-def _network(values: list[jax.Array], ranks: Sequence[int]) -> list[jax.Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _network(values: list[jax.Array], ranks: tuple[int, ...]) -> list[jax.Array]:
     """The values of the given ranks, by a network; nothing may be NaN."""
-    for i, j, low, high in _batcher(len(values), tuple(ranks)):
+    return _compared(values, ranks, smaller, larger)
+
+
+@_network.defjvp
+def _network_jvp(ranks, primals, tangents):
+    # Equal values share a derivative, as they do in jnp.minimum: all of it to one of
+    # several equal workers would say that the others do not matter.
+    network = functools.partial(
+        _compared, ranks=ranks, smaller=jnp.minimum, larger=jnp.maximum
+    )
+    return jax.jvp(network, primals, tangents)
+
+
+def _compared(values, ranks, smaller, larger):
+    values = list(values)
+    for i, j, low, high in _batcher(len(values), ranks):
         a, b = values[i], values[j]
         if low:
             values[i] = smaller(a, b)

@@ -100,6 +100,17 @@ def test_the_midpoint_does_not_overflow():
         np.testing.assert_allclose(function(rows), [3.1e38], rtol=1e-6)
 
 
+@pytest.mark.parametrize("m", [7, 8, LIMIT + 6])
+def test_equal_rows_share_a_derivative(m):
+    """As `influence` would say that the other workers do not matter."""
+    rows = jnp.arange(m, dtype=jnp.float32).at[1:-1].set(m / 2)
+    shares = jax.grad(lambda x: order.middle(x[:, None])[0])(rows)
+    np.testing.assert_allclose(jnp.sum(shares), 1, rtol=1e-6)
+    assert shares[0] == shares[-1] == 0
+    even = 1 / (m - 2)
+    assert (shares[1:-1] > even / 2).all() and (shares[1:-1] < even * 2).all()
+
+
 @pytest.mark.parametrize("m, trim", [(1, 0), (5, 0), (5, 2), (11, 3), (LIMIT + 3, 20)])
 def test_trimmed_mean_sums_what_is_kept(m, trim):
     rows = awkward(m, 5)[:, 23:]
