@@ -101,7 +101,7 @@ def trainer(
         they computed, or copies of honest workers' where they compute nothing.
       workers_at_once: how many workers' gradients are computed together, at most;
         None is all. Chunks need less memory; on CPUs they can be faster for it, on
-        GPUs they are slower. Where they overlap, workers are computed twice.
+        GPUs they are slower.
 
     Returns:
       A `Trainer`. `init(params, model_state=None)` → `TrainState`;
