@@ -179,7 +179,7 @@ def fold(of_block, rows, vectors, *, center=None, parts=_SUMS):
 
         first = min(1, rows[0].shape[1])
         total = zeros(jax.eval_shape(lambda: summed(at(0, 0, first))))
-        for group in _loops(rows, at_once):
+        for group in loops(rows, at_once):
             m, n = rows[group[0]].shape
             turns, cut, size = _blocks(
                 m, n, elements // len(group), max(1, at_once // len(group))
@@ -206,7 +206,7 @@ def fold(of_block, rows, vectors, *, center=None, parts=_SUMS):
     return _by_platform(whole_pass, rows, vectors, centers)
 
 
-def _loops(rows, parts: int) -> list[list[int]]:
+def loops(rows, parts: int) -> list[list[int]]:
     """Which arrays share a loop: at most `parts`, of one width.
 
     Each is a part of the blocks: large ones would be cut up, and the program of a tree

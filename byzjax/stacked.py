@@ -20,7 +20,7 @@ from jax import lax
 
 from byzjax import base, columns, order
 from byzjax.columns import accumulator_dtype, flat_rows
-from byzjax.gram import LARGEST_SQUARE, centered_gram, product
+from byzjax.gram import LARGEST_SQUARE, centered_gram, distances_in, product
 
 # Rows read one by one to mix them, in a program that grows with their number: four
 # times as fast on CPU as a product of so small matrices.
@@ -65,8 +65,7 @@ def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry
     base.num_workers(updates)
     rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
     origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
-    gram, squared_norms = centered_gram(rows, origins)
-    return _from_gram(gram, squared_norms)
+    return _masked(*centered_gram(rows, origins))
 
 
 def norms(updates: base.Tree) -> Geometry:
@@ -78,29 +77,20 @@ def norms(updates: base.Tree) -> Geometry:
     return Geometry(nothing, jnp.isfinite(squared_norms), squared_norms, nothing)
 
 
-def _from_gram(
-    gram: jax.Array, squared_norms: jax.Array | None, finite: jax.Array | None = None
-) -> Geometry:
-    """Masks the rows that are not finite and measures all distances."""
-    m = gram.shape[0] - 1
-    diagonal = jnp.diagonal(gram)
-    fits = diagonal[:m] < LARGEST_SQUARE  # False for NaN.
-    if squared_norms is not None:
-        fits &= squared_norms < LARGEST_SQUARE
-    kept = fits if finite is None else fits & finite
+def _masked(gram, squared_norms, squared_distances, finite=None) -> Geometry:
+    """Without the rows that are out of range or not `finite`."""
+    m = squared_norms.shape[0]
+    # False for NaN.
+    kept = (jnp.diagonal(gram)[:m] < LARGEST_SQUARE) & (squared_norms < LARGEST_SQUARE)
+    if finite is not None:
+        kept &= finite
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
-    gram = jnp.where(points[:, None] & points[None, :], gram, 0)
-    diagonal = jnp.diagonal(gram)
-    distances = diagonal[:, None] + diagonal[None, :] - 2 * gram
-    distances = jnp.maximum(distances, 0) * (1 - jnp.eye(m + 1, dtype=gram.dtype))
-    if squared_norms is None:
-        squared_norms = distances[:m, m]
-    both = kept[:, None] & kept[None, :]
+    both = points[:, None] & points[None, :]
     return Geometry(
-        gram,
+        jnp.where(both, gram, 0),
         kept,
         jnp.where(kept, squared_norms, jnp.inf),
-        jnp.where(both, distances[:m, :m], jnp.inf),
+        jnp.where(both[:m, :m], squared_distances, jnp.inf),
     )
 
 
@@ -139,7 +129,8 @@ def mix_geometry(geometry: Geometry, matrix: jax.Array) -> Geometry:
     half = product(points, geometry.gram)
     gram = product(half, points)
     gram = (gram + gram.T) / 2
-    return _from_gram(gram, None, finite)
+    distances = distances_in(gram)
+    return _masked(gram, distances[:-1, -1], distances[:-1, :-1], finite)
 
 
 def scale_geometry(geometry: Geometry, factors: jax.Array) -> Geometry:
