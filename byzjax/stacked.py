@@ -309,10 +309,19 @@ def squared_distances_to_row(updates: base.Tree, index: int) -> jax.Array:
 def _squared_gaps(x, c):
     """For `columns.fold`: no sums, but terms `[m, b]`."""
     dtype = accumulator_dtype(x.dtype)
-    gap = x.astype(dtype) - c.astype(dtype)[None]
-    known = jnp.isfinite(gap)
-    gap = jnp.where(known, gap, 0)  # For derivatives, where 0·NaN is NaN.
-    return (), jnp.where(known, gap * gap, jnp.inf)
+    return (), _square(x.astype(dtype) - c.astype(dtype)[None])
+
+
+@jax.custom_jvp
+def _square(gap):
+    return gap * gap
+
+
+@_square.defjvp
+def _square_jvp(primals, tangents):
+    (gap,), (moved,) = primals, tangents
+    # What is not finite is cut off later; its derivative 0·NaN would not be zero.
+    return gap * gap, 2 * jnp.where(jnp.isfinite(gap), gap, 0) * moved
 
 
 def _in_range(squares):
