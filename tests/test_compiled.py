@@ -21,11 +21,11 @@ RULES = {
     "phocas": (byzjax.phocas(F), 1.3, 0.2),
     "monna": (byzjax.monna(F), 1.2, 0.2),
     "ctma(median)": (byzjax.ctma(byzjax.median(), F), 2.5, 0.5),
-    "krum": (byzjax.krum(F), 2.5, 6.0),
-    "geometric_median": (byzjax.geometric_median(), 3.5, 6.0),
-    "bulyan": (byzjax.bulyan(3), 3.5, 6.0),
+    "krum": (byzjax.krum(F), 0.5, 0.5),
+    "geometric_median": (byzjax.geometric_median(), 1.5, 0.5),
+    "bulyan": (byzjax.bulyan(3), 1.2, 0.5),
     # Each mean of rows counts as what it reads, though it is in cache by then.
-    "nnm(median)": (byzjax.nnm(byzjax.median(), F), 13.0, 6.0),
+    "nnm(median)": (byzjax.nnm(byzjax.median(), F), 13.0, 0.5),
 }
 
 
@@ -89,12 +89,12 @@ def test_programs_of_many_leaves_are_bounded(name):
     assert size(RULES[name][0], tree) < size(RULES[name][0], one) + 25 * len(tree)
 
 
-@pytest.mark.parametrize("name, more", [("ctma(median)", 0), ("krum", 7)])
-def test_leaves_of_one_width_share_a_loop(name, more):
-    """But for later passes around another centre, which are rare."""
+@pytest.mark.parametrize("name, m, more", [("ctma(median)", M, 0), ("krum", 65, 14)])
+def test_leaves_of_one_width_share_a_loop(name, m, more):
+    """But for later passes around another centre, which are rare, and the last sum."""
     few, many = (
         jax.jit(RULES[name][0].aggregate)
-        .lower([jax.ShapeDtypeStruct((M, 128, 128), jnp.float32)] * leaves)
+        .lower([jax.ShapeDtypeStruct((m, 128, 128), jnp.float32)] * leaves)
         .as_text()
         .count("stablehlo.while")
         for leaves in (1, 8)
@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_the_number_of_leaves(name):
         program = jax.jit(RULES[name][0].aggregate).lower(tree).compile(AS_USERS_DO)
         return program.memory_analysis().temp_size_in_bytes
 
-    assert kept(24) < 1.5 * kept(3)
+    assert kept(24) - kept(3) < 21 * 128 * 128 * 4  # What they add to [d].
 
 
 def test_the_counts_see_a_sort_and_a_copy():

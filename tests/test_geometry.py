@@ -5,8 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from byzjax import columns, stacked
-from tests.clusters import BLOCK, D, M, assert_distances, clustered, geometry, squared
+from byzjax import columns, pairs, stacked
+from tests import clusters
+from tests.clusters import BLOCK, D, M, assert_distances, clustered, squared
+
+
+@pytest.fixture(autouse=True, params=["by pairs", "by products"])
+def way(request, monkeypatch):
+    """Both ways of a CPU; the second is that of other devices and of many workers."""
+    if request.param == "by products":
+        monkeypatch.setattr(pairs, "MOST_ROWS", 0)
+    # Of its own function: a compiled program would be that of the other way.
+    monkeypatch.setattr(clusters, "geometry", jax.jit(lambda x: stacked.geometry(x)))
+
+
+def geometry(updates):
+    return clusters.geometry(updates)
 
 
 def test_distances_between_close_rows():

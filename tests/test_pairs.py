@@ -1,0 +1,87 @@
+"""Distances measured pair by pair, against NumPy in float64, and how blocks are cut."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byzjax import pairs
+from tests.clusters import squared
+from tests.compiling import AS_USERS_DO
+
+# Beside the ends of blocks: leaves that are copied, cut once, and cut often.
+WIDTHS = {
+    "nothing": [0],
+    "one column": [1],
+    "less than a tile": [63],
+    "small leaves": [5, 0, 1, 300],
+    "one leaf": [4099],
+    "leaves of one width": [5003, 5003, 5003],
+    "leaves of many widths": [7001, 12, 20_011, 4097],
+    "blocks": [150_001],
+}
+
+
+def stack(m, widths, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(m, sum(widths))).astype(np.float32)
+    if rows.size:  # What only the last column of each leaf tells.
+        ends = np.cumsum([w for w in widths if w])
+        rows[:, ends - 1] += np.arange(m, dtype=np.float32)[:, None]
+    return rows, np.split(rows, np.cumsum(widths)[:-1], axis=1)
+
+
+@pytest.mark.parametrize("m", [1, 2, 9, 17, 25, 49, 64])
+@pytest.mark.parametrize("widths", WIDTHS.values(), ids=list(WIDTHS))
+def test_every_column_counts_once(m, widths):
+    rows, leaves = stack(m, widths)
+    norms, distances = jax.jit(pairs.measured)([jnp.asarray(x) for x in leaves])
+    zero = np.zeros_like(rows[:1])
+    np.testing.assert_allclose(norms, squared(rows, zero)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(distances, squared(rows), rtol=1e-5)
+    np.testing.assert_array_equal(distances, distances.T)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("at", [0, 2500, 5002])
+def test_what_is_out_of_range_stays_in_its_row(bad, at):
+    rows, _ = stack(9, [5003])
+    rows[4, at] = bad
+    norms, distances = jax.jit(pairs.measured)([jnp.asarray(rows)])
+    others = np.delete(np.arange(9), 4)
+    assert not np.isfinite(norms[4])
+    assert not np.isfinite(distances[4, others]).any()
+    exact = squared(rows[others])
+    np.testing.assert_allclose(distances[np.ix_(others, others)], exact, rtol=1e-5)
+
+
+def test_leaves_of_different_precision():
+    _, leaves = stack(9, [5003, 40, 6000])
+    halves = [jnp.asarray(x, jnp.float16) for x in leaves[:2]]
+    norms, distances = jax.jit(pairs.measured)([*halves, jnp.asarray(leaves[2])])
+    assert norms.dtype == distances.dtype == jnp.float32
+    rounded = np.concatenate([*map(np.float32, halves), leaves[2]], axis=1)
+    np.testing.assert_allclose(distances, squared(rounded), rtol=1e-5)
+
+
+def test_nothing_is_written_but_sums_of_lanes():
+    """XLA would write out all that is compared, were a loop or a piece gone."""
+    for widths in ([5000], [16_384] * 3, [100_000, 16_384, 700]):
+        leaves = [jax.ShapeDtypeStruct((17, w), jnp.float32) for w in widths]
+        program = jax.jit(pairs.measured).lower(leaves).compile(AS_USERS_DO)
+        stack_bytes = 4 * 17 * sum(widths)
+        assert program.memory_analysis().temp_size_in_bytes <= stack_bytes + (1 << 20)
+
+
+@given(m=st.integers(1, pairs.MOST_ROWS), n=st.integers(0, 3_000_000))
+def test_blocks(m, n):
+    turns, tiles, pieces = pairs._blocks(m, n)
+    kept = tiles * m * (m + 1) // 2 * pairs._lanes(m)
+    assert n >= turns * tiles * pieces * pairs._lanes(m)
+    assert turns != 1 and kept <= max(pairs._KEPT, kept // tiles)
+    assert tiles % 4 or tiles < 4
+    turns, tiles, pieces = pairs._blocks(m, n, up=True)
+    lacking = turns * tiles * pieces * pairs._lanes(m) - n
+    assert turns > 1 and 0 <= lacking <= 2 * tiles * pieces * pairs._lanes(m)
