@@ -1,9 +1,10 @@
 """The Gram matrix of a stack around a central row, in one pass over the coordinates.
 
 An uncentred Gram matrix cancels just when the honest workers agree; around a row that
-an attacker chose it would cancel whenever the attacker likes. On a CPU the distances of
-a few dozen rows are measured, and the centre is chosen by them. Elsewhere they follow
-from a product around a row that is checked afterwards.
+an attacker chose it would cancel whenever the attacker likes. So the centre is checked
+after a pass, and a better one is taken if need be. On a CPU the distances of a few
+dozen rows are measured: the centre is chosen by them, and inner products follow from
+them as long as no row lies far out.
 """
 
 import functools
@@ -22,17 +23,25 @@ LARGEST_SQUARE = 1e36
 # (squared) than from some worker: distances would lose more than 1e-4.
 _FAR = 1e3
 _MAX_CENTERS = 3
+# A row is far out when it is this much farther (squared) from the centre than the rows
+# around it are: what follows from distances has an error in the last place of the
+# largest, and of inner products with a near row a hundred times that is left.
+_FAR_OUT = 1e4
 
 
 @jax.custom_jvp
 def centered_gram(
     rows: list[jax.Array], origins: list[jax.Array] | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gram matrix [m+1, m+1] around a central row; squared norms [m], distances [m, m].
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The Gram matrix [m+1, m+1] around a central row, and what is known beside it.
 
-    Nothing is masked: rows that are not finite make what they enter infinite or NaN.
+    Returns:
+      gram, squared norms [m], squared distances [m, m], and of these the ones from the
+      central row [m]. Nothing is masked: rows that are not finite make what they enter
+      infinite or NaN.
     """
-    return _around_center(rows, origins)[:3]
+    gram, squared_norms, distances, center = _around_center(rows, origins)
+    return gram, squared_norms, distances, distances[center]
 
 
 @centered_gram.defjvp
@@ -61,12 +70,13 @@ def _gram_jvp(primals, tangents):
         norms_dot += 2 * jnp.sum(z * (x_dot - o_dot[None]), axis=1)
     squares_dot = jnp.diagonal(points_dot)
     distances_dot = squares_dot[:, None] + squares_dot[None, :] - 2 * points_dot
-    tangents_out = points_dot, norms_dot, distances_dot[:-1, :-1]
-    return (gram, squared_norms, distances), tangents_out
+    distances_dot = distances_dot[:-1, :-1]
+    tangents_out = points_dot, norms_dot, distances_dot, distances_dot[center]
+    return (gram, squared_norms, distances, distances[center]), tangents_out
 
 
 def _around_center(rows, origins):
-    """What `centered_gram` returns, and the index of the central row."""
+    """Gram matrix, squared norms, squared distances, the index of the central row."""
     if origins is None and rows[0].shape[0] <= pairs.MOST_ROWS:
         default = functools.partial(_by_products, origins=None)
         return lax.platform_dependent(rows, cpu=_by_pairs, default=default)
@@ -84,9 +94,17 @@ def _by_pairs(rows):
     middle = -lax.top_k(-among, m // 2 + 1)[0][:, -1]
     middle = jnp.minimum(middle, jnp.finfo(middle.dtype).max)
     center = jnp.argmin(jnp.where(finite, middle, jnp.inf)).astype(jnp.int32)
+    far_out = jnp.any(finite & (among[center] > _FAR_OUT * middle[center]))
     squares = jnp.block([[distances, norms[:, None]], [norms[None], jnp.zeros((1, 1))]])
     from_center = squares[center]
     gram = (from_center[:, None] + from_center[None, :] - squares) / 2
+
+    def multiplied(_):
+        parts = columns.PRODUCTS
+        return False, _gram_pass(rows, None, center, gram.dtype, parts=parts)[0]
+
+    # A loop of one turn at most: of a condition, both sides would run under vmap.
+    _, gram = lax.while_loop(lambda carry: carry[0], multiplied, (far_out, gram))
     return gram, norms, distances, center
 
 
@@ -104,8 +122,12 @@ def _by_products(rows, origins):
         np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
     )
 
+    last = m - 1
+
     def pass_around(center):
-        gram, squared_norms = _gram_pass(rows, origins, center, dtype)
+        # Other passes are rare: cut up, they would take as long to compile again.
+        parts = columns.PRODUCTS if center is last else 1
+        gram, squared_norms = _gram_pass(rows, origins, center, dtype, parts=parts)
         far, better = _judged(gram, squared_norms, center)
         return gram, squared_norms, jnp.asarray(center, jnp.int32), far, better
 
@@ -119,7 +141,7 @@ def _by_products(rows, origins):
         return tries + 1, pass_around(better)
 
     # The first pass stands by itself, as it can leave out its own centre.
-    start = jnp.int32(1), pass_around(m - 1)
+    start = jnp.int32(1), pass_around(last)
     _, (gram, squared_norms, center, _, _) = lax.while_loop(again, step, start)
     return gram, squared_norms, distances_in(gram)[:m, :m], center
 
@@ -166,7 +188,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     )
 
 
-def _gram_pass(rows, origins, center, dtype):
+def _gram_pass(rows, origins, center, dtype, *, parts):
     """One pass over the stack, centred on the row of index `center`."""
     m = rows[0].shape[0]
     # A product of 16 rows takes two thirds of the time of one of 18 on CPU, whose
@@ -185,8 +207,7 @@ def _gram_pass(rows, origins, center, dtype):
         of_block,
         *columns.bundled(rows, origins),
         center=center,
-        # Other passes are rare: cut up, they would take as long to compile again.
-        parts=columns.PRODUCTS if is_last else 1,
+        parts=parts,
     )
     if is_last:
         inner = jnp.pad(inner, (0, 1))

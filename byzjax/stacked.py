@@ -53,9 +53,9 @@ class Geometry(NamedTuple):
 def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry:
     """Reads the geometry of a stack, in one pass over it in the ordinary case.
 
-    The rows are centred on the last one. If that one turns out to lie far from the
-    majority (as only an attacker's or a broken worker's does), the pass is repeated
-    around a better row, at most twice.
+    The rows are centred on one in their midst. Only what an attacker or a broken worker
+    sends may ask for more passes, two at most: a centre that turns out to lie far from
+    the majority, or rows far from any centre.
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.
@@ -65,7 +65,8 @@ def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry
     base.num_workers(updates)
     rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
     origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
-    return _masked(*centered_gram(rows, origins))
+    gram, squared_norms, distances, from_center = centered_gram(rows, origins)
+    return _masked(gram, squared_norms, distances, from_center < LARGEST_SQUARE)
 
 
 def norms(updates: base.Tree) -> Geometry:
@@ -77,13 +78,10 @@ def norms(updates: base.Tree) -> Geometry:
     return Geometry(nothing, jnp.isfinite(squared_norms), squared_norms, nothing)
 
 
-def _masked(gram, squared_norms, squared_distances, finite=None) -> Geometry:
+def _masked(gram, squared_norms, squared_distances, finite) -> Geometry:
     """Without the rows that are out of range or not `finite`."""
     m = squared_norms.shape[0]
-    # False for NaN.
-    kept = (jnp.diagonal(gram)[:m] < LARGEST_SQUARE) & (squared_norms < LARGEST_SQUARE)
-    if finite is not None:
-        kept &= finite
+    kept = finite & (squared_norms < LARGEST_SQUARE)  # False for NaN.
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
     both = points[:, None] & points[None, :]
     return Geometry(
@@ -129,6 +127,7 @@ def mix_geometry(geometry: Geometry, matrix: jax.Array) -> Geometry:
     half = product(points, geometry.gram)
     gram = product(half, points)
     gram = (gram + gram.T) / 2
+    finite &= jnp.diagonal(gram)[:-1] < LARGEST_SQUARE
     distances = distances_in(gram)
     return _masked(gram, distances[:-1, -1], distances[:-1, :-1], finite)
 

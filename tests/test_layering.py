@@ -24,6 +24,7 @@ LAYERS = [
     ["byzjax.base"],
     ["byzjax.order"],
     ["byzjax.columns", "byzjax.workers"],
+    ["byzjax.pairs"],
     ["byzjax.gram"],
     ["byzjax.stacked"],
     ["byzjax.lifts"],
