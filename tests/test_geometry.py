@@ -61,6 +61,21 @@ def test_distances_from_huge_rows_are_huge():
     )
 
 
+@pytest.mark.parametrize("scale", [1, 3e1, 3e2, 1e4, 1e6, 1e9])
+@pytest.mark.parametrize("at", [0, 4, M - 1])
+def test_inner_products_beside_a_far_row(scale, at):
+    """Of near rows with each other and with the far one, each to its own lengths."""
+    rng = np.random.default_rng(at)
+    rows = clustered(3, spread=1)
+    rows[at] = rows[at] + np.float32(scale) * np.float32(rng.normal(size=D))
+    gram = np.asarray(geometry(jnp.asarray(rows)).gram, np.float64)[:M, :M]
+    center = int(np.argmin(np.diagonal(gram)))
+    gaps = np.float64(rows) - np.float64(rows[center])
+    lengths = np.linalg.norm(gaps, axis=1)
+    blur = np.abs(gram - gaps @ gaps.T)
+    assert (blur <= 2e-5 * lengths[:, None] * lengths).all()
+
+
 def test_identical_rows_are_at_no_distance():
     rows = np.tile(clustered(3)[:1], (M, 1))
     np.testing.assert_array_equal(geometry(jnp.asarray(rows)).squared_distances, 0)
