@@ -16,7 +16,7 @@ from jax import lax
 from byzjax import columns
 
 # More rows are compared faster by a matrix product.
-MOST_ROWS = 64
+MOST_ROWS = 48
 # Elements of a tile: 34 kB of float32, what most cores' nearest cache holds.
 _TILE = 8500
 # How many pieces a tile is made of at most, each as many terms of the program.
@@ -59,7 +59,7 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 def _lanes(m: int) -> int:
     """Columns side by side, for every pair a sum of its own in each."""
-    return 64 if m <= 24 else 32 if m <= 48 else 16
+    return 64 if m <= 24 else 32
 
 
 def _blocks(m: int, n: int, *, up: bool = False) -> tuple[int, int, int]:
