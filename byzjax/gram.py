@@ -62,7 +62,7 @@ def _gram_jvp(primals, tangents):
         o_dot = zero if origins is None else origin_tangents[k].astype(dtype)
         y = jnp.concatenate([x - c[None], (o - c)[None]])
         # 0·NaN would reach the finite rows through the transposed product.
-        y = jnp.where(jnp.isfinite(y), y, 0)
+        y = jnp.where(jnp.isfinite(y * y), y, 0)
         y_dot = jnp.concatenate([x_dot, o_dot[None]])
         half = product(y_dot, y)
         points_dot += half + half.T

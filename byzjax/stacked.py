@@ -320,7 +320,8 @@ def _square(gap):
 def _square_jvp(primals, tangents):
     (gap,), (moved,) = primals, tangents
     # What is not finite is cut off later; its derivative 0·NaN would not be zero.
-    return gap * gap, 2 * jnp.where(jnp.isfinite(gap), gap, 0) * moved
+    square = gap * gap
+    return square, 2 * jnp.where(jnp.isfinite(square), gap, 0) * moved
 
 
 def _in_range(squares):
