@@ -136,15 +136,24 @@ def step_table(records: list[dict[str, Any]]) -> str:
 
 
 def sweep_table(records: list[dict[str, Any]]) -> str:
-    header = ("runs", "steps", "together ms", "one by one ms", "ratio", "compile s")
+    header = (
+        "runs",
+        "steps",
+        "one by one ms",
+        "vmap ms",
+        "lax.map ms",
+        "compile s: one, vmap, lax.map",
+        "vmap leads for steps, if each run compiles",
+    )
     rows = (
         (
             r["runs"],
             r["steps"],
-            _ms(r["together"]),
             _ms(r["one_by_one"]),
-            f"{r['ratio']:.2f}×",
-            f"{r['compile_together']:.1f} and {r['compile_one']:.1f}",
+            f"{_ms(r['vmapped'])}: {r['vmapped_ratio']:.2f}×",
+            f"{_ms(r['mapped'])}: {r['mapped_ratio']:.2f}×",
+            ", ".join(f"{r['compile_' + k]:.1f}" for k in ("one", "vmapped", "mapped")),
+            "all" if r["leads_for_steps"] is None else f"{r['leads_for_steps']:.0f}",
         )
         for r in records
     )

@@ -45,7 +45,6 @@ def on_device(host: tuple[np.ndarray, np.ndarray]) -> dict[str, jax.Array]:
 
 def trainer_for(
     attack: byzjax.Attack,
-    learning_rate: Any = LEARNING_RATE,
     chunk: int | None = None,
     loss: Callable[..., Any] = MODEL.loss,
 ) -> byzjax.Trainer:
@@ -57,7 +56,7 @@ def trainer_for(
         attack=attack,
         aggregator=byzjax.ctma(rule, NUM_BYZANTINE),
         server=byzjax.anytime(
-            optax.sgd(learning_rate), weight=1.0, mixing=byzjax.authors_mixing
+            optax.sgd(LEARNING_RATE), weight=1.0, mixing=byzjax.authors_mixing
         ),
         num_workers=NUM_WORKERS,
         num_byzantine=NUM_BYZANTINE,
@@ -114,13 +113,13 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
 
 
 def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:
-    """Seeds and learning rates: one vmapped program against one run after another."""
+    """Seeds and strengths: one program for all runs against one run after another."""
     keys = jax.random.split(jax.random.key(0), runs)
-    rates = jnp.linspace(0.05, 0.2, runs)
+    strengths = jnp.linspace(0.5, 1.5, runs)
     batches = on_device(data())
 
-    def run(key, rate, chunk):
-        trainer = trainer_for(ATTACKS["sign flip"], rate, chunk)
+    def run(key, strength, chunk):
+        trainer = trainer_for(byzjax.attacks.alie(strength), chunk)
 
         def step(state, key):
             return trainer.step(state, batches, key)
@@ -129,27 +128,46 @@ def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:
         return jax.lax.scan(step, state, jax.random.split(key, steps))[1].loss
 
     chunk = workers_at_once()
-    one = timing.compile_for(functools.partial(run, chunk=chunk), keys[0], rates[0])
+    run_one = functools.partial(run, chunk=chunk)
+    one = timing.compile_for(run_one, keys[0], strengths[0])
     # Under vmap a chunk holds so many workers of every run: one of each is enough.
     inner = None if chunk is None else max(1, chunk // runs)
-    together = timing.compile_for(
-        jax.vmap(functools.partial(run, chunk=inner)), keys, rates
-    )
+    programs = {
+        "vmapped": jax.vmap(functools.partial(run, chunk=inner)),
+        "mapped": lambda *sweep: jax.lax.map(lambda pair: run_one(*pair), sweep),
+    }
+    compiled = {
+        name: timing.compile_for(program, keys, strengths)
+        for name, program in programs.items()
+    }
     spreads = timing.interleaved(
         {
-            "together": functools.partial(together.call, keys, rates),
+            **{
+                name: functools.partial(program.call, keys, strengths)
+                for name, program in compiled.items()
+            },
             "one by one": lambda: [
-                one.call(k, r) for k, r in zip(keys, rates, strict=True)
+                one.call(*pair) for pair in zip(keys, strengths, strict=True)
             ],
         },
         rounds=rounds,
     )
+    one_by_one = spreads["one by one"].median
+    vmapped = spreads["vmapped"].median
+    # The program of all is compiled once; those of the runs too, as strengths are
+    # traced. Were each compiled anew, the first would lead for so many steps:
+    saved = runs * one.compile_seconds - compiled["vmapped"].compile_seconds
+    behind = (vmapped - one_by_one) / steps
     return {
         "runs": runs,
         "steps": steps,
-        "compile_one": one.compile_seconds,
-        "compile_together": together.compile_seconds,
-        "together": spreads["together"]._asdict(),
         "one_by_one": spreads["one by one"]._asdict(),
-        "ratio": spreads["one by one"].median / spreads["together"].median,
+        "vmapped": spreads["vmapped"]._asdict(),
+        "mapped": spreads["mapped"]._asdict(),
+        "vmapped_ratio": one_by_one / vmapped,
+        "mapped_ratio": one_by_one / spreads["mapped"].median,
+        "compile_one": one.compile_seconds,
+        "compile_vmapped": compiled["vmapped"].compile_seconds,
+        "compile_mapped": compiled["mapped"].compile_seconds,
+        "leads_for_steps": saved / behind if behind > 0 else None,
     }

@@ -23,9 +23,9 @@ LARGEST_SQUARE = 1e36
 # (squared) than from some worker: distances would lose more than 1e-4.
 _FAR = 1e3
 _MAX_CENTERS = 3
-# A row is far out when it is this much farther (squared) from the centre than the rows
-# around it are: what follows from distances has an error in the last place of the
-# largest, and of inner products with a near row a hundred times that is left.
+# A row is far out when its squared distance from the centre is this many times that of
+# the rows around it. Inner products with those rows, where they follow from distances,
+# are off by the last place of the largest one: a hundred times their own last place.
 _FAR_OUT = 1e4
 
 
