@@ -3,10 +3,12 @@
 Under `vmap` over the workers, activations and their gradients then are ordinary
 convolutions over all workers' images. Only the gradient of a kernel differs between
 workers, and becomes a grouped convolution, slow on CPUs: `convolve` writes it as one
-matrix product a worker. `norm_relu_pool` passes over its large input as few times as
-can be. Both are what `flax.linen` computes, to rounding.
+matrix product a worker, and takes the kernels of a sweep's runs one after another.
+`norm_relu_pool` passes over its large input as few times as can be. Both are what
+`flax.linen` computes, to rounding.
 """
 
+import functools
 import math
 
 import jax
@@ -66,35 +68,77 @@ def _patches(images, k):
     return jnp.concatenate(shifts).reshape(k * k * c, -1)
 
 
-@jax.custom_vjp
 def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolution` in steps of one, k odd, with a derivative for many workers.
+    """`convolution` in steps of one, k odd, with derivatives for many workers."""
+    if _few_channels(kernel):
+        return _convolve_few(images, kernel)
+    return _convolve_many(images, kernel)
 
-    Of few channels several outputs at once are one product with a banded matrix, which
-    has 2 (k - 1) / k times the arithmetic and no window for every output to lay out.
+
+@jax.custom_batching.custom_vmap
+def _by_kernel(images, kernel):
+    return convolution(images, kernel)
+
+
+@_by_kernel.def_vmap
+def _by_kernel_batched(size, batched, images, kernel):
+    """All images of one kernel at once; on a CPU one kernel after another.
+
+    Those of a sweep's runs make a grouped convolution, as slow there as a gradient's.
     """
-    if not _few_channels(kernel):
-        return convolution(images, kernel)
+    of_images, of_kernel = batched
+    if not of_kernel:
+        n, b = images.shape[:2]
+        outputs = _by_kernel(images.reshape(n * b, *images.shape[2:]), kernel)
+        return outputs.reshape(n, b, *outputs.shape[1:]), True
+
+    def one_by_one(images, kernels):
+        if of_images:
+            return lax.map(lambda pair: _by_kernel(*pair), (images, kernels))
+        return lax.map(functools.partial(_by_kernel, images), kernels)
+
+    grouped = jax.vmap(convolution, (0 if of_images else None, 0))
+    outputs = lax.platform_dependent(images, kernel, cpu=one_by_one, default=grouped)
+    return outputs, True
+
+
+def _of_images(cotangent, kernel):
+    """The convolution with the kernel turned round."""
+    return _convolve_many(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+
+
+@jax.custom_vjp
+def _convolve_few(images, kernel):
+    """Of few channels: several outputs at once, as a product with a banded matrix.
+
+    It has 2 (k - 1) / k times the arithmetic and no window for every output to lay out.
+    """
     b, h, w, _ = images.shape
     k, features = kernel.shape[0], kernel.shape[3]
     outputs = jnp.matmul(_spans(images, k), _banded(kernel))
     return outputs.reshape(b, h, -1, features)[:, :, :w]
 
 
-def _convolve_forward(images, kernel):
-    return convolve(images, kernel), (images, kernel)
+def _convolve_few_backward(saved, cotangent):
+    images, kernel = saved
+    # Not by spans: what they save is less here than their wider product costs.
+    patches = _patches(images, kernel.shape[0])
+    product = jnp.matmul(patches, cotangent.reshape(-1, kernel.shape[3]))
+    return _of_images(cotangent, kernel), product.reshape(kernel.shape)
 
 
-def _convolve_backward(saved, cotangent):
+_convolve_few.defvjp(lambda *both: (_convolve_few(*both), both), _convolve_few_backward)
+
+
+@jax.custom_vjp
+def _convolve_many(images, kernel):
+    return _by_kernel(images, kernel)
+
+
+def _convolve_many_backward(saved, cotangent):
     images, kernel = saved
     k, _, channels, features = kernel.shape
     h, w = images.shape[1:3]
-    # Of images: the convolution with the kernel turned round.
-    of_images = convolution(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    if _few_channels(kernel):
-        # Not by spans: what they save is less here than their wider product costs.
-        product = jnp.matmul(_patches(images, k), cotangent.reshape(-1, features))
-        return of_images, product.reshape(kernel.shape)
     # Shifts along the width are taken of the images, those along the height of the
     # cotangent: fewer copies than k * k shifts of one, and a squarer product.
     r = k // 2
@@ -104,10 +148,12 @@ def _convolve_backward(saved, cotangent):
     tall = jnp.concatenate([around[:, i : i + h] for i in reversed(range(k))], -1)
     rows, columns = wide.reshape(-1, k * channels), tall.reshape(-1, k * features)
     product = jnp.matmul(rows.T, columns).reshape(k, channels, k, features)
-    return of_images, product.transpose(2, 0, 1, 3)
+    return _of_images(cotangent, kernel), product.transpose(2, 0, 1, 3)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve_many.defvjp(
+    lambda *both: (_convolve_many(*both), both), _convolve_many_backward
+)
 
 
 @jax.custom_vjp

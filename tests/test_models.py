@@ -99,6 +99,44 @@ def test_derivatives_of_a_convolution(width, k, channels):
     close(both(layers.convolve), both(layers.convolution))
 
 
+@pytest.mark.parametrize("channels", [1, 16])
+@pytest.mark.parametrize("own_images", [False, True])
+def test_kernels_of_a_sweep(own_images, channels):
+    """Runs of their own kernels, all of several workers' images."""
+    draw = np.random.default_rng(1)
+    images = np.float32(draw.normal(size=(3, 2, 2, 6, 8, channels)))
+    kernels = np.float32(draw.normal(size=(3, 3, 3, channels, 16)))
+    images = images if own_images else images[0]
+
+    def both(function):
+        def worker(images, kernel):
+            outputs, pullback = jax.vjp(function, images, kernel)
+            return outputs, pullback(jnp.cos(outputs))
+
+        of_run = jax.vmap(worker, (0, None))
+        return jax.jit(jax.vmap(of_run, (0 if own_images else None, 0)))
+
+    close(
+        both(layers.convolve)(images, kernels),
+        both(layers.convolution)(images, kernels),
+    )
+
+
+def test_second_derivatives_of_a_convolution():
+    draw = np.random.default_rng(1)
+    images = np.float32(draw.normal(size=(2, 6, 8, 16)))
+    kernel = np.float32(draw.normal(size=(3, 3, 16, 4)))
+
+    def of(function):
+        def length(kernel):
+            gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(function(x, k))), (0, 1))
+            return sum(jnp.sum(g * g) for g in gradient(images, kernel))
+
+        return jax.grad(length)(kernel)
+
+    close(of(layers.convolve), of(layers.convolution))
+
+
 def test_derivatives_of_mean_and_variance():
     draw = np.random.default_rng(2)
     inputs = np.float32(draw.normal(size=(2, 4, 6, 3)))
