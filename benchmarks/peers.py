@@ -10,11 +10,9 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from benchmarks.apart import Call
 
 LIBRARIES = ("torch", "byzfl")
 # They clip the stack they are given, in place: a second call would find nothing to do.
@@ -76,11 +74,21 @@ def _byzfl_rules(byzfl: Any, f: int) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def calls(host: np.ndarray, f: int, names: Sequence[str]) -> dict[str, Call]:
-    """Library and rule, as "byzfl krum" → its call on a copy of a stack `[m, d]`."""
-    torch = _torch() if names else None
+class Peers(NamedTuple):
+    """Library and rule, as "byzfl krum" → what to time, and what to call before."""
+
+    calls: dict[str, Callable[[], Any]]
+    before: dict[str, Callable[[], Any]]
+
+
+NONE = Peers({}, {})
+
+
+def peers(host: np.ndarray, f: int, names: Sequence[str]) -> Peers:
+    """The calls of the rules that a library has, on copies of a stack `[m, d]`."""
+    torch = _torch()
     if torch is None:
-        return {}
+        return NONE
     byzfl = _byzfl()
     on_gpu = torch.cuda.is_available()
     # A copy each, also on CPU, where an array may be shared between libraries.
@@ -104,15 +112,15 @@ def calls(host: np.ndarray, f: int, names: Sequence[str]) -> dict[str, Call]:
     tables = {"torch": _torch_rules(torch, f)}
     if byzfl is not None:
         tables["byzfl"] = _byzfl_rules(byzfl, f)
-    found = {}
+    found = Peers({}, {})
     for library, table in tables.items():
         for rule in names:
             if rule not in table:
                 continue
             name = f"{library} {rule}"
-            if name in _CHANGE_THEIR_INPUT:
-                call = functools.partial(run, table[rule], spoilt)
-                found[name] = Call(call, before=restore)
-            else:
-                found[name] = Call(functools.partial(run, table[rule], x))
+            changes = name in _CHANGE_THEIR_INPUT
+            given = spoilt if changes else x
+            found.calls[name] = functools.partial(run, table[rule], given)
+            if changes:
+                found.before[name] = restore
     return found

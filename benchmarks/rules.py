@@ -10,7 +10,6 @@ import numpy as np
 
 import byzjax
 from benchmarks import peers, timing
-from benchmarks.apart import Process
 
 # (m, f) → rule. f is (m − 3) // 2, the most that Krum can bear, for all of them.
 RULES: dict[str, Callable[[int, int], byzjax.Aggregator]] = {
@@ -90,8 +89,10 @@ def measure(
     cases = {
         name: functools.partial(program.call, x) for name, program in programs.items()
     }
-    with Process(peers.calls, host, f, names if compare else ()) as others:
-        spreads = timing.interleaved(cases, apart=others.turns(), rounds=rounds)
+    others = peers.peers(host, f, names) if compare else peers.NONE
+    spreads = timing.interleaved(
+        cases | others.calls, before=others.before, rounds=rounds
+    )
     read, copy = spreads["one read"].median, spreads["copy"].median
     records = []
     for name, program in programs.items():

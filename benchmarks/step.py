@@ -11,7 +11,6 @@ import optax
 
 import byzjax
 from benchmarks import timing, torch_step
-from benchmarks.apart import Process
 from experiments.models import make_model
 
 NUM_WORKERS = 17
@@ -81,8 +80,9 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
     """One record an attack."""
     key, host, chunk = jax.random.key(0), data(), workers_at_once()
     batches = on_device(host)
-    cases, loops, records = {}, {}, []
+    cases, records = {}, []
     for name, attack in ATTACKS.items():
+        count = NUM_WORKERS if attack.needs_own else NUM_WORKERS - NUM_BYZANTINE
         trainer = trainer_for(attack, chunk=chunk)
         state = initial(trainer, key)
         step = timing.compile_for(trainer.step, state, batches, key)
@@ -91,17 +91,14 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
         cases[f"{name} outside"] = functools.partial(
             timing.compile_for(outside, state, batches, key).call, state, batches, key
         )
-        loop = {"attack": name, "num_computed": NUM_WORKERS}
-        loops[f"{name} torch"] = loop
-        loops[f"{name} torch one thread"] = loop | {"threads": 1}
-        if not attack.needs_own:
-            honest = {"num_computed": NUM_WORKERS - NUM_BYZANTINE, "threads": 1}
-            loops[f"{name} torch honest"] = loop | honest
+        if torch_step.available():
+            loop = functools.partial(torch_step.make, name, data=host)
+            cases[f"{name} torch"] = loop(NUM_WORKERS)
+            cases[f"{name} torch one thread"] = loop(NUM_WORKERS, threads=1)
+            if not attack.needs_own:
+                cases[f"{name} torch honest"] = loop(count, threads=1)
         records.append({"attack": name, "compile_seconds": step.compile_seconds})
-    with Process(torch_step.calls, host, loops) as others:
-        spreads = timing.interleaved(
-            cases, apart=others.turns(), rounds=rounds, case_seconds=20
-        )
+    spreads = timing.interleaved(cases, rounds=rounds, case_seconds=20)
     for record in records:
         name = record["attack"]
         seconds = spreads[name].median

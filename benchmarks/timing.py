@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.apart import Call, turn
-
 
 class Spread(NamedTuple):
     """Seconds a call, over the rounds."""
@@ -46,35 +44,41 @@ def compile_for(function: Callable[..., Any], *args: Any) -> Compiled:
 def interleaved(
     cases: Mapping[str, Callable[[], Any]],
     *,
-    apart: Mapping[str, Callable[[], float]] | None = None,
+    before: Mapping[str, Callable[[], Any]] | None = None,
     rounds: int = 15,
     case_seconds: float = 3.0,
 ) -> dict[str, Spread]:
     """Times every case once a round, after one round of warm-up.
 
     Each timed call follows a tenth of a second of untimed ones of its own: in a loop of
-    training steps the calls before are not another case's, whose threads still spin.
+    training steps the calls before are not another library's, whose threads still spin
+    and whose memory has to be mapped anew.
 
     Args:
       cases: name → what to time; a JAX result is waited for.
-      apart: name → a function that times a call elsewhere, `Process.turns`.
+      before: name → what to call, untimed, before each call of a case.
       rounds: how many times each.
       case_seconds: a case that has used this much is left out of later rounds, but
         no case is timed fewer than three times.
     """
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    prepare = {name: lambda: None for name in cases} | dict(before or {})
 
-    def here(call):
-        return lambda: turn(Call(lambda: jax.block_until_ready(call())))
+    def seconds(name):
+        prepare[name]()
+        start = time.perf_counter()
+        jax.block_until_ready(cases[name]())
+        return time.perf_counter() - start
 
-    turns = {name: here(call) for name, call in cases.items()} | dict(apart or {})
-    times: dict[str, list[float]] = {name: [] for name in turns}
     for each in range(rounds + 1):
         for name, spent in times.items():
             if len(spent) >= 3 and sum(spent) > case_seconds:
                 continue
-            seconds = turns[name]()
+            start = time.perf_counter()
+            while time.perf_counter() - start < 0.1:
+                seconds(name)
             if each:
-                spent.append(seconds)
+                spent.append(seconds(name))
     return {name: _spread(spent) for name, spent in times.items()}
 
 

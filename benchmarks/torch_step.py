@@ -8,14 +8,16 @@ and the averaged query point. float32, the network and the constants of `step`.
 import importlib
 import importlib.util
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.apart import Call
-
 NUM_BYZANTINE = 8
+
+
+def available() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 def _network(torch: Any) -> Any:
@@ -50,15 +52,6 @@ def _ctma(torch, rows, f):
 def _little_strength(m, f):
     supporters = m // 2 + 1 - f
     return statistics.NormalDist().inv_cdf((m - f - supporters) / (m - f))
-
-
-def calls(
-    data: tuple[np.ndarray, np.ndarray], loops: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Call]:
-    """Name → a step of the loop that `make` makes of these arguments beside `data`."""
-    if importlib.util.find_spec("torch") is None:
-        return {}
-    return {name: Call(make(data=data, **loop)) for name, loop in loops.items()}
 
 
 def make(
