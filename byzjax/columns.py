@@ -6,6 +6,7 @@ keeps sums or writes columns; no second copy of the stack is made.
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -41,6 +42,13 @@ def accumulator_dtype(dtype) -> Any:
     """float32, or wider where the leaf is wider."""
     # NumPy's: that of jax.numpy refuses under jax_numpy_dtype_promotion="strict".
     return np.promote_types(dtype, np.float32)
+
+
+def widest_accumulator(arrays: Iterable[jax.Array]) -> Any:
+    """The widest of their accumulators' dtypes."""
+    return functools.reduce(
+        np.promote_types, (accumulator_dtype(x.dtype) for x in arrays)
+    )
 
 
 def flat_rows(leaf: jax.Array) -> jax.Array:
@@ -144,9 +152,7 @@ def fold(of_block, rows, vectors, *, center=None, parts=_SUMS):
     Returns:
       The two trees, of sums over all columns, in the widest of the dtypes.
     """
-    dtype = functools.reduce(
-        np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
-    )
+    dtype = widest_accumulator(rows)
 
     def add(one, other):
         return jax.tree.map(jnp.add, one, other)

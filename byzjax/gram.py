@@ -103,7 +103,8 @@ def _by_pairs(rows):
         parts = columns.PRODUCTS
         return False, _gram_pass(rows, None, center, gram.dtype, parts=parts)[0]
 
-    # A loop of one turn at most: of a condition, both sides would run under vmap.
+    # A loop of one turn at most: of a condition, both sides would run under vmap. Rules
+    # that read distances alone are compiled without it.
     _, gram = lax.while_loop(lambda carry: carry[0], multiplied, (far_out, gram))
     return gram, norms, distances, center
 
@@ -118,15 +119,9 @@ def distances_in(gram: jax.Array) -> jax.Array:
 
 def _by_products(rows, origins):
     m = rows[0].shape[0]
-    dtype = functools.reduce(
-        np.promote_types, (accumulator_dtype(x.dtype) for x in rows)
-    )
+    dtype = columns.widest_accumulator(rows)
 
-    last = m - 1
-
-    def pass_around(center):
-        # Other passes are rare: cut up, they would take as long to compile again.
-        parts = columns.PRODUCTS if center is last else 1
+    def pass_around(center, *, parts):
         gram, squared_norms = _gram_pass(rows, origins, center, dtype, parts=parts)
         far, better = _judged(gram, squared_norms, center)
         return gram, squared_norms, jnp.asarray(center, jnp.int32), far, better
@@ -138,10 +133,11 @@ def _by_products(rows, origins):
 
     def step(carry):
         tries, (*_, better) = carry
-        return tries + 1, pass_around(better)
+        # These passes are rare: cut up, they would take as long to compile again.
+        return tries + 1, pass_around(better, parts=1)
 
     # The first pass stands by itself, as it can leave out its own centre.
-    start = jnp.int32(1), pass_around(last)
+    start = jnp.int32(1), pass_around(m - 1, parts=columns.PRODUCTS)
     _, (gram, squared_norms, center, _, _) = lax.while_loop(again, step, start)
     return gram, squared_norms, distances_in(gram)[:m, :m], center
 

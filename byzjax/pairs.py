@@ -31,9 +31,7 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     Neither is finite for rows that are not, or whose square overflows.
     """
     m = rows[0].shape[0]
-    dtype = functools.reduce(
-        np.promote_types, (columns.accumulator_dtype(x.dtype) for x in rows)
-    )
+    dtype = columns.widest_accumulator(rows)
     whole, _ = columns.bundled(rows)
     total = jnp.zeros((m * (m + 1) // 2,), dtype)
     rest = []
