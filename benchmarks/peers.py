@@ -9,118 +9,97 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
-LIBRARIES = ("torch", "byzfl")
-# They clip the stack they are given, in place: a second call would find nothing to do.
-_CHANGE_THEIR_INPUT = ("byzfl clipping(mean)", "byzfl arc(mean)")
-
-
-def _torch() -> Any:
-    if importlib.util.find_spec("torch") is None:
-        return None
-    return importlib.import_module("torch")
+from benchmarks import data
+from benchmarks.apart import Call
 
 
 def _byzfl() -> Any:
-    if "byzfl" not in sys.modules:
-        spec = importlib.util.find_spec("byzfl")
-        if spec is None:
-            return None
-        package = types.ModuleType("byzfl")
-        package.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules["byzfl"] = package
+    spec = importlib.util.find_spec("byzfl")
+    assert spec is not None
+    package = types.ModuleType("byzfl")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules["byzfl"] = package
     return importlib.import_module("byzfl.aggregators")
 
 
-def _torch_rules(torch: Any, f: int) -> dict[str, Callable[[Any], Any]]:
-    def trimmed_mean(x):
-        return torch.sort(x, dim=0).values[f : x.shape[0] - f].mean(0)
-
-    return {
-        "mean": lambda x: x.mean(0),
-        "median": lambda x: torch.median(x, dim=0).values,
-        "trimmed_mean": trimmed_mean,
-    }
+_IMPORT = {"torch": lambda: importlib.import_module("torch"), "byzfl": _byzfl}
 
 
-def _byzfl_rules(byzfl: Any, f: int) -> dict[str, Callable[[Any], Any]]:
-    median, mean = byzfl.Median(), byzfl.Average()
-    geometric_median = byzfl.GeometricMedian(nu=0.1, T=3)
-
-    def after(first, second):
-        return lambda x: second(first(x))
-
-    return {
-        "mean": mean,
-        "median": median,
-        "trimmed_mean": byzfl.TrMean(f),
-        "geometric_median(3)": geometric_median,
-        "krum": byzfl.Krum(f),
-        "multi_krum": byzfl.MultiKrum(f),
-        "centered_clipping": byzfl.CenteredClipping(L=1, tau=100.0),
-        "mda": byzfl.MDA(f),
-        "smea(1)": byzfl.SMEA(1),
-        "monna": byzfl.MoNNA(f),
-        "meamed": byzfl.Meamed(f),
-        "caf": byzfl.CAF(f),
-        "clipping(mean)": after(byzfl.Clipping(2.0), mean),
-        "arc(mean)": after(byzfl.ARC(f), mean),
-        "bucketing(median)": after(byzfl.Bucketing(2), median),
-        "nnm(median)": after(byzfl.NNM(f), median),
-    }
+def _trimmed_mean(torch, f):
+    return lambda x: torch.sort(x, dim=0).values[f : x.shape[0] - f].mean(0)
 
 
-class Peers(NamedTuple):
-    """Library and rule, as "byzfl krum" → what to time, and what to call before."""
-
-    calls: dict[str, Callable[[], Any]]
-    before: dict[str, Callable[[], Any]]
+def _after(first, second):
+    return lambda x: second(first(x))
 
 
-NONE = Peers({}, {})
+# Library → rule → (the library, f) → a function of the stack.
+_RULES: dict[str, dict[str, Callable[[Any, int], Callable[[Any], Any]]]] = {
+    "torch": {
+        "mean": lambda torch, f: lambda x: x.mean(0),
+        "median": lambda torch, f: lambda x: torch.median(x, dim=0).values,
+        "trimmed_mean": _trimmed_mean,
+    },
+    "byzfl": {
+        "mean": lambda byzfl, f: byzfl.Average(),
+        "median": lambda byzfl, f: byzfl.Median(),
+        "trimmed_mean": lambda byzfl, f: byzfl.TrMean(f),
+        "geometric_median(3)": lambda byzfl, f: byzfl.GeometricMedian(nu=0.1, T=3),
+        "krum": lambda byzfl, f: byzfl.Krum(f),
+        "multi_krum": lambda byzfl, f: byzfl.MultiKrum(f),
+        "centered_clipping": lambda byzfl, f: byzfl.CenteredClipping(L=1, tau=100.0),
+        "mda": lambda byzfl, f: byzfl.MDA(f),
+        "smea(1)": lambda byzfl, f: byzfl.SMEA(1),
+        "monna": lambda byzfl, f: byzfl.MoNNA(f),
+        "meamed": lambda byzfl, f: byzfl.Meamed(f),
+        "caf": lambda byzfl, f: byzfl.CAF(f),
+        "clipping(mean)": lambda byzfl, f: _after(byzfl.Clipping(2.0), byzfl.Average()),
+        "arc(mean)": lambda byzfl, f: _after(byzfl.ARC(f), byzfl.Average()),
+        "bucketing(median)": lambda byzfl, f: _after(
+            byzfl.Bucketing(2), byzfl.Median()
+        ),
+        "nnm(median)": lambda byzfl, f: _after(byzfl.NNM(f), byzfl.Median()),
+    },
+}
+# They clip the stack they are given, in place: a second call would find nothing to do.
+_CHANGE_THEIR_INPUT = ("clipping(mean)", "arc(mean)")
 
 
-def peers(host: np.ndarray, f: int, names: Sequence[str]) -> Peers:
-    """The calls of the rules that a library has, on copies of a stack `[m, d]`."""
-    torch = _torch()
-    if torch is None:
-        return NONE
-    byzfl = _byzfl()
+def having(rule: str) -> list[str]:
+    """The libraries that are installed and have the rule."""
+    return [
+        library
+        for library, table in _RULES.items()
+        if rule in table
+        and all(importlib.util.find_spec(name) for name in {"torch", library})
+    ]
+
+
+def call(library: str, rule: str, m: int, d: int) -> Call:
+    """A library's call of a rule, on the stack of these sizes."""
+    of_rule = _RULES[library][rule](_IMPORT[library](), data.assumed_byzantine(m))
+    torch = _IMPORT["torch"]()
     on_gpu = torch.cuda.is_available()
-    # A copy each, also on CPU, where an array may be shared between libraries.
-    x = torch.tensor(host, device="cuda" if on_gpu else "cpu")
-    spoilt = x.clone()
+    x = torch.tensor(data.stack(m, d), device="cuda" if on_gpu else "cpu")
 
     def wait():
         if on_gpu:
             torch.cuda.synchronize()
 
-    def run(rule, x):
+    def run(x):
         with torch.no_grad():
-            out = rule(x)
-        wait()
-        return out
-
-    def restore():
-        spoilt.copy_(x)
+            of_rule(x)
         wait()
 
-    tables = {"torch": _torch_rules(torch, f)}
-    if byzfl is not None:
-        tables["byzfl"] = _byzfl_rules(byzfl, f)
-    found = Peers({}, {})
-    for library, table in tables.items():
-        for rule in names:
-            if rule not in table:
-                continue
-            name = f"{library} {rule}"
-            changes = name in _CHANGE_THEIR_INPUT
-            given = spoilt if changes else x
-            found.calls[name] = functools.partial(run, table[rule], given)
-            if changes:
-                found.before[name] = restore
-    return found
+    if library == "byzfl" and rule in _CHANGE_THEIR_INPUT:
+        spoilt = x.clone()
+
+        def restore():
+            spoilt.copy_(x)
+            wait()
+
+        return Call(functools.partial(run, spoilt), before=restore)
+    return Call(functools.partial(run, x))

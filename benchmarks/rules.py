@@ -1,5 +1,6 @@
 """Every rule against the time of reading the stack once, and against its peers."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import byzjax
-from benchmarks import peers, timing
+from benchmarks import data, peers, timing
+from benchmarks.apart import Process
 
-# (m, f) → rule. f is (m − 3) // 2, the most that Krum can bear, for all of them.
+# (m, f) → rule.
 RULES: dict[str, Callable[[int, int], byzjax.Aggregator]] = {
     "mean": lambda m, f: byzjax.mean(),
     "median": lambda m, f: byzjax.median(),
@@ -52,17 +54,6 @@ FEW = ("mean", "median", "trimmed_mean", "krum", "geometric_median", "ctma(media
 _STAGES = ((64, 64), (64, 128), (128, 256), (256, 512))
 
 
-def assumed_byzantine(m: int) -> int:
-    return (m - 3) // 2
-
-
-def stack(m: int, d: int) -> np.ndarray:
-    """Random rows around a common one, as gradients are: `[m, d]` float32."""
-    draw = np.random.default_rng(0)
-    center = draw.standard_normal(d, dtype=np.float32)
-    return center + draw.standard_normal((m, d), dtype=np.float32)
-
-
 def read_once(x: jax.Array) -> jax.Array:
     ones = jnp.ones((x.shape[0],), x.dtype)
     return jnp.matmul(ones, x, precision=jax.lax.Precision.HIGHEST)
@@ -75,46 +66,47 @@ def _aggregate(rule: byzjax.Aggregator, x: Any) -> Any:
 def measure(
     m: int, d: int, names: Sequence[str], *, rounds: int, compare: bool
 ) -> list[dict[str, Any]]:
-    """One record a rule, with the time of one read and of a copy in the same rounds."""
-    f = assumed_byzantine(m)
-    host = stack(m, d)
-    x = jnp.asarray(host)
-    programs = {
+    """One record a rule, timed in turn with a read, a copy, and other libraries' rule.
+
+    The first two records are the read and the copy.
+    """
+    f = data.assumed_byzantine(m)
+    x = jnp.asarray(data.stack(m, d))
+    always = {
         "one read": timing.compile_for(read_once, x),
         "copy": timing.compile_for(jnp.negative, x),
     }
-    for name in names:
-        rule = RULES[name](m, f)
-        programs[name] = timing.compile_for(functools.partial(_aggregate, rule), x)
-    cases = {
-        name: functools.partial(program.call, x) for name, program in programs.items()
-    }
-    others = peers.peers(host, f, names) if compare else peers.NONE
-    spreads = timing.interleaved(
-        cases | others.calls, before=others.before, rounds=rounds
-    )
-    read, copy = spreads["one read"].median, spreads["copy"].median
     records = []
-    for name, program in programs.items():
-        peer = {
-            library: spreads[f"{library} {name}"]._asdict()
-            for library in peers.LIBRARIES
-            if f"{library} {name}" in spreads
+    for name in (*always, *names):
+        program = always.get(name)
+        if program is None:
+            rule = RULES[name](m, f)
+            program = timing.compile_for(functools.partial(_aggregate, rule), x)
+        cases = {
+            case: functools.partial(timed.call, x)
+            for case, timed in (always | {name: program}).items()
         }
+        with contextlib.ExitStack() as stack:
+            others = {
+                library: stack.enter_context(Process(peers.call, library, name, m, d))
+                for library in (peers.having(name) if compare else ())
+            }
+            spreads = timing.interleaved(cases, apart=others, rounds=rounds)
         seconds = spreads[name].median
+        copy = spreads["copy"].median
         records.append(
             {
                 "rule": name,
                 "m": m,
                 "d": d,
                 "seconds": spreads[name]._asdict(),
-                "reads": seconds / read,
+                "reads": seconds / spreads["one read"].median,
                 # A copy moves the stack twice; a rule has to read it once.
                 "copy_bandwidth_share": copy * (m + 1) / (2 * m) / seconds,
                 "compile_seconds": program.compile_seconds,
                 "program_lines": program.program_lines,
                 "temp_bytes": program.temp_bytes,
-                "peers": peer,
+                "peers": {library: spreads[library]._asdict() for library in others},
             }
         )
     return records
@@ -148,10 +140,10 @@ def measure_tree(
     model: str, m: int, names: Sequence[str], *, rounds: int
 ) -> list[dict[str, Any]]:
     """Rules on a tree of many leaves, and on the same numbers as one leaf."""
-    f = assumed_byzantine(m)
+    f = data.assumed_byzantine(m)
     shapes = TREES[model]()
     sizes = [int(np.prod(shape)) for shape in shapes]
-    host = stack(m, sum(sizes))
+    host = data.stack(m, sum(sizes))
     matrix = jnp.asarray(host)
     ends = np.cumsum([0, *sizes])
     tree = [

@@ -1,5 +1,6 @@
 """The training step of the paper's MNIST experiment, against the same in PyTorch."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import optax
 
 import byzjax
 from benchmarks import timing, torch_step
+from benchmarks.apart import Process
 from experiments.models import make_model
 
 NUM_WORKERS = 17
@@ -80,9 +82,8 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
     """One record an attack."""
     key, host, chunk = jax.random.key(0), data(), workers_at_once()
     batches = on_device(host)
-    cases, records = {}, []
+    cases, loops, records = {}, {}, []
     for name, attack in ATTACKS.items():
-        count = NUM_WORKERS if attack.needs_own else NUM_WORKERS - NUM_BYZANTINE
         trainer = trainer_for(attack, chunk=chunk)
         state = initial(trainer, key)
         step = timing.compile_for(trainer.step, state, batches, key)
@@ -91,14 +92,19 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
         cases[f"{name} outside"] = functools.partial(
             timing.compile_for(outside, state, batches, key).call, state, batches, key
         )
-        if torch_step.available():
-            loop = functools.partial(torch_step.make, name, data=host)
-            cases[f"{name} torch"] = loop(NUM_WORKERS)
-            cases[f"{name} torch one thread"] = loop(NUM_WORKERS, threads=1)
-            if not attack.needs_own:
-                cases[f"{name} torch honest"] = loop(count, threads=1)
+        loops[f"{name} torch"] = name, NUM_WORKERS, None
+        loops[f"{name} torch one thread"] = name, NUM_WORKERS, 1
+        if not attack.needs_own:
+            loops[f"{name} torch honest"] = name, NUM_WORKERS - NUM_BYZANTINE, 1
         records.append({"attack": name, "compile_seconds": step.compile_seconds})
-    spreads = timing.interleaved(cases, rounds=rounds, case_seconds=20)
+    with contextlib.ExitStack() as stack:
+        others = {
+            name: stack.enter_context(Process(torch_step.call, host, *loop))
+            for name, loop in (loops if torch_step.available() else {}).items()
+        }
+        spreads = timing.interleaved(
+            cases, apart=others, rounds=rounds, case_seconds=20
+        )
     for record in records:
         name = record["attack"]
         seconds = spreads[name].median

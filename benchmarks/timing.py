@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.apart import Call, Process, turn
+
 
 class Spread(NamedTuple):
     """Seconds a call, over the rounds."""
@@ -44,41 +46,33 @@ def compile_for(function: Callable[..., Any], *args: Any) -> Compiled:
 def interleaved(
     cases: Mapping[str, Callable[[], Any]],
     *,
-    before: Mapping[str, Callable[[], Any]] | None = None,
+    apart: Mapping[str, Process] | None = None,
     rounds: int = 15,
     case_seconds: float = 3.0,
 ) -> dict[str, Spread]:
     """Times every case once a round, after one round of warm-up.
 
-    Each timed call follows a tenth of a second of untimed ones of its own: in a loop of
-    training steps the calls before are not another library's, whose threads still spin
-    and whose memory has to be mapped anew.
-
     Args:
       cases: name → what to time; a JAX result is waited for.
-      before: name → what to call, untimed, before each call of a case.
+      apart: name → the process of another library's call.
       rounds: how many times each.
       case_seconds: a case that has used this much is left out of later rounds, but
         no case is timed fewer than three times.
     """
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    prepare = {name: lambda: None for name in cases} | dict(before or {})
 
-    def seconds(name):
-        prepare[name]()
-        start = time.perf_counter()
-        jax.block_until_ready(cases[name]())
-        return time.perf_counter() - start
+    def here(call):
+        return lambda: turn(Call(lambda: jax.block_until_ready(call())))
 
+    turns = {name: here(call) for name, call in cases.items()}
+    turns |= {name: process.turn for name, process in (apart or {}).items()}
+    times: dict[str, list[float]] = {name: [] for name in turns}
     for each in range(rounds + 1):
         for name, spent in times.items():
             if len(spent) >= 3 and sum(spent) > case_seconds:
                 continue
-            start = time.perf_counter()
-            while time.perf_counter() - start < 0.1:
-                seconds(name)
+            seconds = turns[name]()
             if each:
-                spent.append(seconds(name))
+                spent.append(seconds)
     return {name: _spread(spent) for name, spent in times.items()}
 
 

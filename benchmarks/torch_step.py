@@ -8,10 +8,11 @@ and the averaged query point. float32, the network and the constants of `step`.
 import importlib
 import importlib.util
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from benchmarks.apart import Call
 
 NUM_BYZANTINE = 8
 
@@ -54,22 +55,22 @@ def _little_strength(m, f):
     return statistics.NormalDist().inv_cdf((m - f - supporters) / (m - f))
 
 
-def make(
+def call(
+    data: tuple[np.ndarray, np.ndarray],
     attack: str,
     num_computed: int,
-    data: tuple[np.ndarray, np.ndarray],
+    threads: int | None,
     *,
-    threads: int | None = None,
     learning_rate: float = 0.1,
     max_norm: float = 2.0,
-) -> Callable[[], None]:
-    """A function that does one step.
+) -> Call:
+    """The call of one step.
 
     Args:
+      data: images `[m, b, 28, 28, 1]` and labels `[m, b]`.
       attack: "sign flip" or "little".
       num_computed: workers whose gradients are computed; under little those of the
         Byzantine ones are not needed, though a plain loop computes them.
-      data: images `[m, b, 28, 28, 1]` and labels `[m, b]`.
       threads: of PyTorch; None is its default. One is faster for so small images.
       learning_rate: η, of w.
       max_norm: each gradient is scaled down to this norm.
@@ -86,7 +87,8 @@ def make(
     to_vector = torch.nn.utils.parameters_to_vector
     iterate = to_vector(here.parameters()).detach().clone()
     momenta: list[Any] = [None] * m
-    threads = torch.get_num_threads() if threads is None else threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     count = 0
 
     def gradient(network, worker):
@@ -97,7 +99,6 @@ def make(
 
     def step():
         nonlocal iterate, count
-        torch.set_num_threads(threads)
         count += 1
         beta = max(round(1 / count, 3), 0.01)
         mixing = max(round(2 / (count + 1), 3), 0.01)
@@ -122,4 +123,4 @@ def make(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return step
+    return Call(step)
