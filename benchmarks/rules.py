@@ -93,14 +93,15 @@ def measure(
             }
             spreads = timing.interleaved(cases, apart=others, rounds=rounds)
         seconds = spreads[name].median
-        copy = spreads["copy"].median
+        read, copy = spreads["one read"].median, spreads["copy"].median
         records.append(
             {
                 "rule": name,
                 "m": m,
                 "d": d,
                 "seconds": spreads[name]._asdict(),
-                "reads": seconds / spreads["one read"].median,
+                "reads": seconds / read,
+                "read_seconds": read,
                 # A copy moves the stack twice; a rule has to read it once.
                 "copy_bandwidth_share": copy * (m + 1) / (2 * m) / seconds,
                 "compile_seconds": program.compile_seconds,
