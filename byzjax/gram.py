@@ -100,8 +100,10 @@ def _by_pairs(rows):
     gram = (from_center[:, None] + from_center[None, :] - squares) / 2
 
     def multiplied(_):
-        parts = columns.PRODUCTS
-        return False, _gram_pass(rows, None, center, gram.dtype, parts=parts)[0]
+        inner, towards = pairs.multiplied(rows, center)
+        inner += jnp.diag(distances[center])
+        origin = norms[center, None, None]
+        return False, jnp.block([[inner, towards[:, None]], [towards[None], origin]])
 
     # A loop of one turn at most: of a condition, both sides would run under vmap. Rules
     # that read distances alone are compiled without it.

@@ -1,4 +1,4 @@
-"""Squared distances between all rows of a stack, measured pair by pair, for a CPU.
+"""Distances and products of all rows of a stack, taken pair by pair, for a CPU.
 
 Every column is read from memory once. A tile of columns stays in the nearest cache
 while all pairs of rows are compared there, and nothing is written but sums of lanes: a
@@ -30,6 +30,29 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
     Neither is finite for rows that are not, or whose square overflows.
     """
+    distances, norms = _matrix(_pass(rows, None), rows[0].shape[0])
+    return norms, distances
+
+
+def multiplied(rows: list[jax.Array], center: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Inner products seen from the row of index `center`.
+
+    Returns:
+      `(x_i − c)·(x_j − c)` [m, m] with zeros in place of i = j, and `(x_i − c)·(−c)`
+      [m], towards the origin.
+    """
+    return _matrix(_pass(rows, center), rows[0].shape[0])
+
+
+def _matrix(of_pairs, m):
+    """Pairs as a symmetric matrix, zeros on its diagonal; what they had there."""
+    first, second = np.triu_indices(m)
+    upper = jnp.zeros((m, m), of_pairs.dtype).at[first, second].set(of_pairs)
+    return jnp.where(np.eye(m, dtype=bool), 0, upper + upper.T), jnp.diagonal(upper)
+
+
+def _pass(rows, center):
+    """`_compared` over all columns of the stack."""
     m = rows[0].shape[0]
     dtype = columns.widest_accumulator(rows)
     whole, _ = columns.bundled(rows)
@@ -39,7 +62,7 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         arrays = [whole[k] for k in group]
         turns, tiles, pieces = _blocks(m, arrays[0].shape[1])
         if turns:
-            total += _compared(arrays, turns, tiles, pieces, dtype)
+            total += _compared(arrays, center, turns, tiles, pieces, dtype)
         done = turns * tiles * pieces * _lanes(m)
         rest += [x[:, done:].astype(dtype) for x in arrays if done < x.shape[1]]
     if rest:
@@ -47,12 +70,8 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         turns, tiles, pieces = _blocks(m, together.shape[1], up=True)
         lacking = turns * tiles * pieces * _lanes(m) - together.shape[1]
         together = jnp.pad(together, ((0, 0), (0, lacking)))
-        total += _compared([together], turns, tiles, pieces, dtype)
-    first, second = np.triu_indices(m)
-    distances = jnp.zeros((m, m), dtype).at[first, second].set(total)
-    norms = jnp.diagonal(distances)
-    distances = jnp.where(np.eye(m, dtype=bool), 0, distances + distances.T)
-    return norms, distances
+        total += _compared([together], center, turns, tiles, pieces, dtype)
+    return total
 
 
 def _lanes(m: int) -> int:
@@ -79,22 +98,33 @@ def _blocks(m: int, n: int, *, up: bool = False) -> tuple[int, int, int]:
     return (max(2, turns) if up else turns if turns > 1 else 0), tiles, pieces
 
 
-def _compared(arrays, turns, tiles, pieces, dtype):
-    """Sums over columns of `(x_i − x_j)²` [pairs], of `x_i²` in place of i = j."""
+def _compared(arrays, center, turns, tiles, pieces, dtype):
+    """Sums over columns for all pairs of rows i ≤ j, and the origin in place of i = j.
+
+    Of `(x_i − x_j)²`, or around a row c of `(x_i − c)(x_j − c)`.
+    """
     m = arrays[0].shape[0]
     lanes = _lanes(m)
     first, second = np.triu_indices(m)
     apart = np.asarray(first != second, dtype)[None, :, None]
 
-    def piece(x, start):
+    def cut(x, row, count, start):
         # Each cut out by itself: it fuses with what reads it, a block would be copied.
-        x = lax.dynamic_slice_in_dim(x, start, tiles * lanes, axis=1)
-        x = x.reshape(m, tiles, lanes).swapaxes(0, 1).astype(dtype)
+        row = row.astype(start.dtype)
+        x = lax.dynamic_slice(x, (row, start), (count, tiles * lanes))
+        return x.reshape(count, tiles, lanes).swapaxes(0, 1).astype(dtype)
+
+    def piece(x, start):
+        rows = cut(x, jnp.int32(0), m, start)
         one, other = (
-            x.at[:, rows].get(mode="promise_in_bounds") for rows in (first, second)
+            rows.at[:, at].get(mode="promise_in_bounds") for at in (first, second)
         )
-        gap = one - apart * other
-        return gap * gap
+        other = apart * other
+        if center is None:
+            gap = one - other
+            return gap * gap
+        c = cut(x, center, 1, start)
+        return (one - c) * (other - c)
 
     def step(x, i, kept):
         for k in range(pieces):

@@ -44,6 +44,28 @@ def test_every_column_counts_once(m, widths):
     np.testing.assert_array_equal(distances, distances.T)
 
 
+@pytest.mark.parametrize("m", [1, 2, 9, 17, 25, pairs.MOST_ROWS])
+@pytest.mark.parametrize("widths", WIDTHS.values(), ids=list(WIDTHS))
+def test_products_around_a_row(m, widths):
+    """A far row takes nothing from the products of others, nor from its own."""
+    rows, leaves = stack(m, widths)
+    rows[-1] *= 1e6
+    for center in {0, m // 2}:
+        products, towards = jax.jit(pairs.multiplied)(
+            [jnp.asarray(x) for x in leaves], jnp.int32(center)
+        )
+        y = np.float64(rows) - rows[center]
+        lengths = np.linalg.norm(y, axis=1)
+        exact = y @ y.T
+        np.fill_diagonal(exact, 0)
+        error = np.abs(products - exact)
+        assert (error <= 1e-6 * np.outer(lengths, lengths)).all()
+        np.testing.assert_array_equal(products, products.T)
+        own = np.linalg.norm(np.float64(rows[center]))
+        error = np.abs(towards - y @ -np.float64(rows[center]))
+        assert (error <= 1e-6 * lengths * own).all()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("at", [0, 2500, 5002])
 def test_what_is_out_of_range_stays_in_its_row(bad, at):
@@ -70,9 +92,12 @@ def test_nothing_is_written_but_sums_of_lanes():
     """XLA would write out all that is compared, were a loop or a piece gone."""
     for widths in ([5000], [16_384] * 3, [100_000, 16_384, 700]):
         leaves = [jax.ShapeDtypeStruct((17, w), jnp.float32) for w in widths]
-        program = jax.jit(pairs.measured).lower(leaves).compile(AS_USERS_DO)
         stack_bytes = 4 * 17 * sum(widths)
-        assert program.memory_analysis().temp_size_in_bytes <= stack_bytes + (1 << 20)
+        center = jax.ShapeDtypeStruct((), jnp.int32)
+        for function, *args in (pairs.measured,), (pairs.multiplied, center):
+            program = jax.jit(function).lower(leaves, *args).compile(AS_USERS_DO)
+            temp = program.memory_analysis().temp_size_in_bytes
+            assert temp <= stack_bytes + (1 << 20)
 
 
 @given(m=st.integers(1, pairs.MOST_ROWS), n=st.integers(0, 3_000_000))
