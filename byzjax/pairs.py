@@ -21,6 +21,7 @@ MOST_ROWS = 48
 _TILE = 8500
 # How many pieces a tile is made of at most, each as many terms of the program.
 _MOST_PIECES = 16
+_MOST_PIECES_OF_PRODUCTS = 4  # Which have three rows in hand.
 # Elements that are kept of a block of tiles: 1 MB of float32.
 _KEPT = 1 << 18
 
@@ -57,17 +58,18 @@ def _pass(rows, center):
     dtype = columns.widest_accumulator(rows)
     whole, _ = columns.bundled(rows)
     total = jnp.zeros((m * (m + 1) // 2,), dtype)
+    most = _MOST_PIECES if center is None else _MOST_PIECES_OF_PRODUCTS
     rest = []
     for group in columns.loops(whole, len(whole)):
         arrays = [whole[k] for k in group]
-        turns, tiles, pieces = _blocks(m, arrays[0].shape[1])
+        turns, tiles, pieces = _blocks(m, arrays[0].shape[1], most)
         if turns:
             total += _compared(arrays, center, turns, tiles, pieces, dtype)
         done = turns * tiles * pieces * _lanes(m)
         rest += [x[:, done:].astype(dtype) for x in arrays if done < x.shape[1]]
     if rest:
         together = jnp.concatenate(rest, axis=1)
-        turns, tiles, pieces = _blocks(m, together.shape[1], up=True)
+        turns, tiles, pieces = _blocks(m, together.shape[1], most, up=True)
         lacking = turns * tiles * pieces * _lanes(m) - together.shape[1]
         together = jnp.pad(together, ((0, 0), (0, lacking)))
         total += _compared([together], center, turns, tiles, pieces, dtype)
@@ -79,7 +81,7 @@ def _lanes(m: int) -> int:
     return 64 if m <= 24 else 32
 
 
-def _blocks(m: int, n: int, *, up: bool = False) -> tuple[int, int, int]:
+def _blocks(m: int, n: int, most: int, *, up: bool = False) -> tuple[int, int, int]:
     """How many turns of how many tiles of how many pieces, of n columns at most.
 
     Two turns at least, or none: outside of a loop XLA writes out what is compared.
@@ -87,7 +89,7 @@ def _blocks(m: int, n: int, *, up: bool = False) -> tuple[int, int, int]:
     multiple of four tiles, or many would compete for the same places in the cache.
     """
     lanes = _lanes(m)
-    most = max(1, min(_MOST_PIECES, _TILE // (m * lanes)))
+    most = max(1, min(most, _TILE // (m * lanes)))
     pieces = max(1, min(most, n // (2 * lanes)))
     unit = lanes * pieces
     at_once = _KEPT // (m * (m + 1) // 2 * lanes)
@@ -108,14 +110,13 @@ def _compared(arrays, center, turns, tiles, pieces, dtype):
     first, second = np.triu_indices(m)
     apart = np.asarray(first != second, dtype)[None, :, None]
 
-    def cut(x, row, count, start):
-        # Each cut out by itself: it fuses with what reads it, a block would be copied.
-        row = row.astype(start.dtype)
-        x = lax.dynamic_slice(x, (row, start), (count, tiles * lanes))
-        return x.reshape(count, tiles, lanes).swapaxes(0, 1).astype(dtype)
+    def tiled(x):
+        return x.reshape(-1, tiles, lanes).swapaxes(0, 1).astype(dtype)
 
     def piece(x, start):
-        rows = cut(x, jnp.int32(0), m, start)
+        # Each cut out by itself: it fuses with what reads it, a block would be copied.
+        width = tiles * lanes
+        rows = tiled(lax.dynamic_slice_in_dim(x, start, width, axis=1))
         one, other = (
             rows.at[:, at].get(mode="promise_in_bounds") for at in (first, second)
         )
@@ -123,7 +124,8 @@ def _compared(arrays, center, turns, tiles, pieces, dtype):
         if center is None:
             gap = one - other
             return gap * gap
-        c = cut(x, center, 1, start)
+        at = center.astype(start.dtype), start
+        c = tiled(lax.dynamic_slice(x, at, (1, width)))
         return (one - c) * (other - c)
 
     def step(x, i, kept):

@@ -100,13 +100,18 @@ def test_nothing_is_written_but_sums_of_lanes():
             assert temp <= stack_bytes + (1 << 20)
 
 
-@given(m=st.integers(1, pairs.MOST_ROWS), n=st.integers(0, 3_000_000))
-def test_blocks(m, n):
-    turns, tiles, pieces = pairs._blocks(m, n)
+@given(
+    m=st.integers(1, pairs.MOST_ROWS),
+    n=st.integers(0, 3_000_000),
+    most=st.integers(1, 16),
+)
+def test_blocks(m, n, most):
+    turns, tiles, pieces = pairs._blocks(m, n, most)
+    assert 1 <= pieces <= most
     kept = tiles * m * (m + 1) // 2 * pairs._lanes(m)
     assert n >= turns * tiles * pieces * pairs._lanes(m)
     assert turns != 1 and kept <= max(pairs._KEPT, kept // tiles)
     assert tiles % 4 or tiles < 4
-    turns, tiles, pieces = pairs._blocks(m, n, up=True)
+    turns, tiles, pieces = pairs._blocks(m, n, most, up=True)
     lacking = turns * tiles * pieces * pairs._lanes(m) - n
     assert turns > 1 and 0 <= lacking <= 2 * tiles * pieces * pairs._lanes(m)
