@@ -240,7 +240,8 @@ def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
         parts = max(1, n // (turns * 2 * least))
     size = n // (turns * parts)
     size -= size % (128 if parts == 1 else 16)
-    return (turns, parts, size) if size else (0, 1, 0)
+    # What the rounding leaves over is less than a block as well.
+    return (n // (size * parts), parts, size) if size else (0, 1, 0)
 
 
 def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):

@@ -25,6 +25,7 @@ from byzjax.gram import LARGEST_SQUARE, centered_gram, distances_in, product
 # Rows read one by one to mix them, in a program that grows with their number: four
 # times as fast on CPU as a product of so small matrices.
 _MOST_TERMS = 256
+_GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
 
 
 class Geometry(NamedTuple):
@@ -182,24 +183,27 @@ def weighted_sum(
         first = jnp.argsort(weights == 0, stable=True)
         rows = [first[i] for i in range(at_most)]
 
-    def of_rows(x, w):
+    def of_rows(x, w, rows):
         def term(i):
             row = lax.dynamic_index_in_dim(x, i, keepdims=False)
             return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
 
         return order.row_sum([term(i) for i in rows])
 
-    def of_block(x, w):
-        kept = jnp.where(w[:, None] != 0, x.astype(w.dtype), 0)
-        return jnp.matmul(w, kept, precision=lax.Precision.HIGHEST)[None]
+    def of_groups(x, w):  # All at once the program would grow with m.
+        count = -(-x.shape[0] // _GROUP)
+        # Rows that the last group lacks are the last row again, of weight zero.
+        w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
+
+        def add(k, total):
+            return total + of_rows(x, w, [k * _GROUP + j for j in range(_GROUP)])
+
+        return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
 
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))
-        if x.shape[0] <= order.NETWORK_LIMIT:
-            out = of_rows(x, w)
-        else:  # Row by row the program would grow with m.
-            out = columns.map_columns(of_block, 1, flat_rows(x), w, parts=1)
-            out = out.reshape(x.shape[1:])
+        few = len(rows) <= order.NETWORK_LIMIT
+        out = of_rows(x, w, rows) if few else of_groups(x, w)
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
         return out.astype(x.dtype)

@@ -1,9 +1,9 @@
 """Rules that act on every coordinate by itself: mean, median, trimmed mean."""
 
+import jax
 import jax.numpy as jnp
-from jax import lax
 
-from byzjax import base, lifts, order, stacked
+from byzjax import base, columns, lifts, order, stacked
 from byzjax.base import Aggregator
 
 
@@ -24,30 +24,23 @@ def mean() -> Aggregator:
       [2. 4.]
     """
 
-    def reduce(rows, weights=None):
-        m = rows.shape[0]
-        if weights is None:
-            shares = jnp.full((m,), 1 / m, rows.dtype)
+    def update(updates, state, params=None, *, weights=None, **extra):
+        m = base.num_workers(updates)
+        dtype = columns.widest_accumulator(jax.tree.leaves(updates))
+        checked = lifts.check_weights("mean", weights, m)
+        if checked is None:
+            shares = jnp.full((m,), 1 / m, dtype)
         else:
-            shares = weights / jnp.sum(weights)
-            # A worker of weight zero is absent, whatever its row holds.
-            present = shares.reshape(m, *[1] * (rows.ndim - 1)) > 0
-            rows = jnp.where(present, rows, 0)
-        if m <= order.NETWORK_LIMIT:
-            return order.row_sum([shares[i] * rows[i] for i in range(m)])
-        # Row by row the program would grow with m, and jnp.mean(axis=0) takes long.
-        flat = rows.reshape(m, -1)
-        out = jnp.matmul(shares, flat, precision=lax.Precision.HIGHEST)
-        return out.reshape(rows.shape[1:])
+            shares = checked.astype(dtype) / jnp.sum(checked.astype(dtype))
+        return stacked.weighted_sum(updates, shares), state
 
     def weigh(geometry, weights):
         shares = jnp.where(geometry.finite, 1.0 if weights is None else weights, 0)
         return stacked.normalized(shares)
 
-    plain = lifts.coordinatewise("mean", reduce, weighted=True)
     # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
     inside = lifts.geometric("mean", weigh, weighted=True, distances=False)
-    return Aggregator(plain.init, plain.update, weigh=inside.weigh, distances=False)
+    return Aggregator(inside.init, update, weigh=inside.weigh, distances=False)
 
 
 def median(*, even: str = "midpoint") -> Aggregator:
