@@ -175,8 +175,8 @@ def weighted_sum(
       updates: stacked tree, leaves `[m, ...]`.
       weights: `[m]`.
       origin: tree `[...]`; zero when None.
-      at_most: how many weights can be other than zero, if that is known: the other rows
-        are then not read from memory either.
+      at_most: how many weights can be other than zero, if that is known: if at most
+        `order.NETWORK_LIMIT`, the other rows are not read from memory either.
     """
     rows = range(weights.shape[0])
     if at_most is not None and at_most < len(rows):
