@@ -14,20 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import order
+from byzjax import reductions
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
 # read again and again in that of a core; elsewhere they only bound the memory of what
 # is computed from it. In elements, not columns.
 _CPU_BLOCK = 1 << 20
-_CPU_BLOCK_TO_REREAD = 1 << 18
+_CPU_PART_TO_REREAD = 1 << 16
 _DEVICE_BLOCK = 1 << 25
 # XLA:CPU runs the operations of a loop's body on one core if there are few of them, and
 # on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
-# of one product each, fewer where a part is many operations.
+# of one product each, fewer where a part is many operations; one where it is a
+# selection among many rows, whose kernels are long enough for all cores each.
 PRODUCTS = 16
 _SUMS = 8
-_REDUCTIONS = 4
+REDUCTIONS = 4
+# Columns more than a power of two: a vector of a CPU.
+_ODD = 8
 # Blocks of an array that are worth a block more of memory, in which they are added up.
 _MANY = 16
 # Elements of a part that are worth another core; and columns, for each row: a product
@@ -122,7 +125,7 @@ def map_bundles(function, tree, *others):
 def total(parts: list[jax.Array]) -> jax.Array:
     """The sum of arrays of perhaps different widths, in the widest."""
     dtype = functools.reduce(np.promote_types, (part.dtype for part in parts))
-    return order.row_sum([part.astype(dtype) for part in parts])
+    return reductions.row_sum([part.astype(dtype) for part in parts])
 
 
 def _by_platform(function, *args):
@@ -244,7 +247,7 @@ def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
     return (n // (size * parts), parts, size) if size else (0, 1, 0)
 
 
-def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):
+def map_columns(of_block, num_rows, x, *scalars, parts=REDUCTIONS):
     """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side.
 
     `parts`: into how many a block is cut on CPU, as in `fold`.
@@ -252,11 +255,13 @@ def map_columns(of_block, num_rows, x, *scalars, parts=_REDUCTIONS):
 
     def whole_pass(x, *scalars, on_cpu):
         m, n = x.shape
-        block = _block_columns(m, _CPU_BLOCK_TO_REREAD if on_cpu else _DEVICE_BLOCK)
+        cut = parts if on_cpu else 1
+        size = _block_columns(m, _CPU_PART_TO_REREAD if on_cpu else _DEVICE_BLOCK)
+        # Rows of a power of two lie on the same lines of a cache.
+        size += _ODD
+        block = cut * size
         if n <= block:
             return of_block(x, *scalars)
-        cut = parts if on_cpu else 1
-        size = block // cut
 
         def at(start):
             columns = lax.dynamic_slice_in_dim(x, start, size, axis=1)

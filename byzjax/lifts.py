@@ -106,7 +106,9 @@ def along_workers(
     def of_leaf(x):
         if x.shape[0] <= order.NETWORK_LIMIT and weights is None:
             return of_rows(x)
-        out = columns.map_columns(of_block, 1, stacked.flat_rows(x), *args)
+        parts = 1 if weights is None else columns.REDUCTIONS
+        flat = stacked.flat_rows(x)
+        out = columns.map_columns(of_block, 1, flat, *args, parts=parts)
         return out.reshape(x.shape[1:])
 
     return columns.map_bundles(of_leaf, updates)

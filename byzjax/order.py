@@ -3,9 +3,8 @@
 `jnp.sort`, `jnp.median` and `jnp.mean` along a leading axis are 30 to 300 times slower
 on XLA:CPU than the memory allows (jax issues 4379, 10434, 25187). A sorting network of
 elementwise minima and maxima over the rows, pruned to the ranks wanted, fuses
-into one pass. Networks grow as m·log²m, so above `NETWORK_LIMIT` rows the bits of a
-value are found one after another, each by counting the rows below: linear in m, in a
-program that does not grow with it.
+into one pass. Networks grow as m·log²m, so above `NETWORK_LIMIT` rows values are found
+bit by bit (`byzjax/selection.py`): linear in m, in a program that hardly grows with it.
 
 NaN is ordered as +inf everywhere.
 """
@@ -16,6 +15,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from byzjax.reductions import larger, nan_last, row_sum, smaller, sum_of_rows
+from byzjax.selection import select
 
 NETWORK_LIMIT = 64
 
@@ -49,105 +51,6 @@ def _batcher(m: int, ranks: tuple[int, ...]) -> tuple[tuple[int, int, bool, bool
     return tuple(reversed(kept))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _select(rows: jax.Array, ranks: tuple[int, ...]) -> list[jax.Array]:
-    """The values of ascending ranks along axis 0; nothing may be NaN."""
-    values: list[jax.Array] = []
-    for before, rank in zip((None, *ranks), ranks, strict=False):
-        if before is not None and rank - before <= 1:
-            values.append(_successor(rows, values[-1], rank))
-        else:
-            values.append(_by_bits(rows, rank))
-    return values
-
-
-@_select.defjvp
-def _select_jvp(ranks, primals, tangents):
-    # A value is that of a row: of all rows that have it, in equal parts.
-    (rows,), (tangent,) = primals, tangents
-    values = _select(rows, ranks)
-
-    def moved(value):
-        same = rows == value[None]
-        share = sum_of_rows(jnp.where(same, tangent, 0))
-        return share / sum_of_rows(same.astype(rows.dtype))
-
-    return values, [moved(value) for value in values]
-
-
-def _by_bits(rows, rank):
-    """A bit is set if, with it, no more rows lie below the value than the rank says."""
-    size = 8 * rows.dtype.itemsize
-    integer = jnp.dtype(f"int{size}")
-    one, lowest, highest = (
-        jnp.asarray(x, integer) for x in (1, -(2 ** (size - 1)), 2 ** (size - 1) - 1)
-    )
-
-    def turned(bits):  # Floats as integers of the same order, and back.
-        return jnp.where(bits < 0, bits ^ highest, bits)
-
-    keys = turned(lax.bitcast_convert_type(rows, integer))
-
-    def step(i, found):
-        higher = found ^ (one << (size - 1 - i).astype(integer))
-        below = sum_of_rows((keys < higher[None]).astype(jnp.float32))
-        return jnp.where(below <= rank, higher, found)
-
-    found = lax.fori_loop(0, size, step, jnp.full(rows.shape[1:], lowest))
-    return lax.bitcast_convert_type(turned(found), rows.dtype)
-
-
-def _successor(rows, value, rank):
-    """The value of a rank from that of the rank before, or of the same."""
-    up_to = sum_of_rows((rows <= value[None]).astype(jnp.float32))
-    above = reduce_rows(smaller, jnp.where(rows > value[None], rows, jnp.inf))
-    return jnp.where(up_to > rank, value, above)
-
-
-def reduce_rows(function, rows: jax.Array) -> jax.Array:
-    """`function` of two over all rows, in a program that grows as their logarithm.
-
-    Half against half: XLA:CPU is several times slower along axis 0 with `jnp.max`.
-    """
-    while rows.shape[0] > 1:
-        half = rows.shape[0] // 2
-        reduced = function(rows[:half], rows[half : 2 * half])
-        rows = jnp.concatenate([reduced, rows[2 * half :]])
-    return rows[0]
-
-
-def sum_of_rows(rows: jax.Array) -> jax.Array:
-    """The sum along axis 0, in a program that does not grow with the rows."""
-    m = rows.shape[0]
-    if m >= 8:  # Four at once: a product then has less to read.
-        quarter = m // 4
-        parts = rows[: 4 * quarter].reshape(4, quarter, *rows.shape[1:])
-        first = row_sum([parts[i] for i in range(4)])
-        rows = jnp.concatenate([first, rows[4 * quarter :]])
-    ones = jnp.ones((rows.shape[0],), rows.dtype)
-    flat = rows.reshape(rows.shape[0], -1)
-    total = jnp.matmul(ones, flat, precision=lax.Precision.HIGHEST)
-    return total.reshape(rows.shape[1:])
-
-
-def nan_last(rows: jax.Array) -> jax.Array:
-    """NaN replaced by +inf, so that comparisons order it last."""
-    return jnp.where(jnp.isnan(rows), jnp.asarray(jnp.inf, rows.dtype), rows)
-
-
-def smaller(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The minimum; nothing may be NaN.
-
-    One instruction on a CPU, where `jnp.minimum` takes several, to let NaN through.
-    """
-    return lax.select(a < b, a, b)
-
-
-def larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The maximum, as `smaller`; of equals the other one, so that none is lost."""
-    return lax.select(a < b, b, a)
-
-
 def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
     """The values of the given ranks along axis 0, exactly.
 
@@ -160,7 +63,7 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
     """
     m = rows.shape[0]
     if m > NETWORK_LIMIT:
-        return _select(nan_last(rows), tuple(ranks))
+        return select(rows, tuple(ranks))
     return _network([nan_last(rows[i]) for i in range(m)], tuple(ranks))
 
 
@@ -204,15 +107,6 @@ def middle(rows: jax.Array, *, even: str = "midpoint") -> jax.Array:
     return a * half + jnp.maximum(a * half, b * half)
 
 
-def row_sum(rows: Sequence[jax.Array]) -> jax.Array:
-    """The sum of arrays, added pairwise: one fused pass, rounded as in a tree."""
-    values = list(rows)
-    while len(values) > 1:
-        pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
-        values = pairs + ([values[-1]] if len(values) % 2 else [])
-    return values[0]
-
-
 def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     """Some rows of `[m, ...]`, read one by one where a network is to follow."""
     count = indices.shape[0]
@@ -226,6 +120,12 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     )
 
 
+def mark_nearest(distances: jax.Array, count: int) -> jax.Array:
+    """Marks the `count` smallest of `[m]` by 1, the rest by 0; lowest index first."""
+    chosen = jnp.argsort(distances, stable=True)[:count]
+    return jnp.zeros_like(distances).at[chosen].set(1)
+
+
 def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
     """Per coordinate the mean of the `count` values nearest `center`.
 
@@ -237,20 +137,14 @@ def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
       count: how many values to keep, 1 <= count <= m.
     """
     m = rows.shape[0]
-
-    def gap(value):
-        return nan_last(jnp.abs(value - center))
-
     if m > NETWORK_LIMIT:
-        distances = jax.vmap(gap)(rows)
-        (threshold,) = order_statistics(distances, [count - 1])
-    else:
-        distances = [gap(rows[i]) for i in range(m)]
-        # The nearest are neighbours in order, so of every `count`-th value in order
-        # they hold one, the nearest of these. The farthest of them is the threshold.
-        gaps = [gap(value) for value in order_statistics(rows, range(m))]
-        chosen = [functools.reduce(smaller, gaps[i::count]) for i in range(count)]
-        threshold = functools.reduce(larger, chosen)
+        return _nearest_of_many(rows, center, count)
+    distances = [_gap(rows[i], center) for i in range(m)]
+    # The nearest are neighbours in order, so of every `count`-th value in order they
+    # hold one, the nearest of these. The farthest of them is the threshold.
+    gaps = [_gap(value, center) for value in order_statistics(rows, range(m))]
+    chosen = [functools.reduce(smaller, gaps[i::count]) for i in range(count)]
+    threshold = functools.reduce(larger, chosen)
     one, zero = jnp.ones_like(threshold), jnp.zeros_like(threshold)
 
     def count_closer(closer, distance):
@@ -264,17 +158,35 @@ def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
         kept = jnp.where((distance < threshold) | tie, row, zero)
         return total + kept, free
 
-    if m > NETWORK_LIMIT:
-        closer = _scan(count_closer, zero, distances)
-        return _scan(add, (zero, count - closer), (rows, distances))[0] / count
     closer = functools.reduce(count_closer, distances, zero)
     items = zip([rows[i] for i in range(m)], distances, strict=True)
     return functools.reduce(add, items, (zero, count - closer))[0] / count
 
 
-def _scan(function, start, items):
-    """functools.reduce over the rows of arrays, in a loop."""
-    return lax.scan(lambda c, item: (function(c, item), None), start, items)[0]
+def _gap(rows, center):
+    return nan_last(jnp.abs(rows - center))
+
+
+def _nearest_of_many(rows, center, count):
+    """`nearest_mean` in a program that does not grow with the rows."""
+    distances = _gap(rows, center[None])
+    (threshold,) = order_statistics(distances, [count - 1])
+
+    def number(chosen):
+        return sum_of_rows(chosen.astype(rows.dtype))
+
+    def mean(chosen):
+        return sum_of_rows(jnp.where(chosen, rows, 0)) / count
+
+    def lowest():
+        closer, tie = distances < threshold[None], distances == threshold[None]
+        free = count - number(closer)
+        place = jnp.cumsum(tie.astype(rows.dtype), axis=0)
+        return mean(closer | (tie & (place <= free[None])))
+
+    near = distances <= threshold[None]
+    exactly = jnp.all(number(near) == count)
+    return lax.cond(exactly, lambda: mean(near), lowest)
 
 
 def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
@@ -284,14 +196,21 @@ def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
         kept = order_statistics(rows, range(trim, m - trim))
         return row_sum(kept) / len(kept)
     low, high = order_statistics(rows, [trim, m - trim - 1])
-    rows = nan_last(rows)
-    above_low, below_high = rows > low[None], rows < high[None]
-    between = sum_of_rows(jnp.where(above_low & below_high, rows, 0))
-    # What is left of the values equal to either end, when `trim` have gone.
-    num_above = sum_of_rows(above_low.astype(rows.dtype))
-    num_below = sum_of_rows(below_high.astype(rows.dtype))
-    ends = low * (m - trim - num_above) + high * (m - trim - num_below)
-    return jnp.where(low < high, (between + ends) / (m - 2 * trim), low)
+    # What is gone counts as `low` or `high`, `trim` times each, and is taken off again:
+    # as distances from that of their range which is nearest to zero, so that little is.
+    near = lax.stop_gradient(larger(smaller(jnp.zeros_like(low), high), low))
+    huge = larger(jnp.abs(low), jnp.abs(high)) > jnp.finfo(rows.dtype).max / m
+    scale = jnp.where(huge, jnp.asarray(0.5 ** m.bit_length(), rows.dtype), 1)
+
+    def distance(values):
+        return (values - near) * scale
+
+    below = jnp.where(rows < high[None], rows, high[None])  # NaN is `high`.
+    inside = jnp.where(below > low[None], below, low[None])
+    total = sum_of_rows(jax.vmap(distance)(inside))
+    rest = (total - trim * (distance(low) + distance(high))) / (m - 2 * trim)
+    finite = jnp.isfinite(low) & jnp.isfinite(high)
+    return jnp.where(finite, near + rest / scale, low + high)
 
 
 def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import base, columns, order
+from byzjax import base, columns, order, reductions
 from byzjax.columns import accumulator_dtype, flat_rows
 from byzjax.gram import LARGEST_SQUARE, centered_gram, distances_in, product
 
@@ -188,7 +188,7 @@ def weighted_sum(
             row = lax.dynamic_index_in_dim(x, i, keepdims=False)
             return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
 
-        return order.row_sum([term(i) for i in rows])
+        return reductions.row_sum([term(i) for i in rows])
 
     def of_groups(x, w):  # All at once the program would grow with m.
         count = -(-x.shape[0] // _GROUP)
@@ -233,6 +233,8 @@ def mix(
     few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
     members = jnp.argsort(matrix == 0, axis=1, stable=True)
     num_rows = n if reduce is None else 1
+    selects = reduce is not None and n > order.NETWORK_LIMIT
+    parts = 1 if selects else columns.REDUCTIONS
 
     def finished(mixed):
         return mixed if reduce is None else reduce(mixed)[None]
@@ -245,7 +247,9 @@ def mix(
         if few is not None:
             out = finished(_means(few, flat, members, finite))
         else:
-            out = columns.map_columns(of_block, num_rows, flat, matrix, finite)
+            out = columns.map_columns(
+                of_block, num_rows, flat, matrix, finite, parts=parts
+            )
         shape = x.shape[1:] if reduce is not None else (n, *x.shape[1:])
         return out.astype(x.dtype).reshape(shape)
 
@@ -264,7 +268,7 @@ def _means(sizes, x, members, finite):
 
     def mean(i):
         rows = order.take(x, members[i, : sizes[i]])
-        return jnp.where(finite[i], order.row_sum(list(rows)) / sizes[i], jnp.nan)
+        return jnp.where(finite[i], reductions.row_sum(list(rows)) / sizes[i], jnp.nan)
 
     return jnp.stack([mean(i) for i in range(len(sizes))])
 
@@ -342,9 +346,3 @@ def root(squares: jax.Array) -> jax.Array:
     """√squares, with a finite derivative at zero and at infinity."""
     inside = (squares > 0) & jnp.isfinite(squares)
     return jnp.where(inside, jnp.sqrt(jnp.where(inside, squares, 1)), squares)
-
-
-def nearest(distances: jax.Array, count: int) -> jax.Array:
-    """Marks the `count` smallest of `[m]` by 1, the rest by 0; lowest index first."""
-    chosen = jnp.argsort(distances, stable=True)[:count]
-    return jnp.zeros_like(distances).at[chosen].set(1)

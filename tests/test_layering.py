@@ -22,6 +22,8 @@ MAX_LINES = 350
 # layer. The longest pattern that fits decides.
 LAYERS = [
     ["byzjax.base"],
+    ["byzjax.reductions"],
+    ["byzjax.selection"],
     ["byzjax.order"],
     ["byzjax.columns", "byzjax.workers"],
     ["byzjax.pairs"],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from byzjax import order
+from byzjax import order, reductions, selection
 
 LIMIT = order.NETWORK_LIMIT
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 11, 16, 17, 33, LIMIT, LIMIT + 1, 100]
@@ -120,6 +120,26 @@ def test_trimmed_mean_sums_what_is_kept(m, trim):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [awkward(70, 5)[:, 23:], awkward(9, 5)[:, 23:]])
+def test_trimmed_mean_weighs_what_is_kept_alike(rows):
+    trim, m = 2, len(rows)
+    shares = jax.grad(lambda x: jnp.sum(order.trimmed_mean(x, trim)))(rows)
+    place = np.argsort(np.argsort(rows, axis=0), axis=0)
+    kept = (trim <= place) & (place < m - trim)
+    np.testing.assert_allclose(shares, kept / (m - 2 * trim), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("m", [9, 70])
+def test_trimmed_mean_of_very_large_values(m):
+    rows = np.zeros((m, 5), np.float32)
+    rows[:3] = np.array([-np.inf, -3e38, 3e38, np.inf, np.nan], np.float32)
+    rows[3:6, 1] = 3e38
+    got = jax.jit(lambda x: order.trimmed_mean(x, 2))(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = np.mean(sort(rows).astype(np.float64)[2:-2], axis=0)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e31)
+
+
 @pytest.mark.parametrize(
     "m, count", [(5, 1), (5, 3), (11, 11), (11, 6), (11, 2), (70, 40)]
 )
@@ -139,6 +159,29 @@ def test_nearest_mean(m, count):
     function = order.nearest_mean
     got = np.asarray(jax.jit(function, static_argnums=2)(rows, center, count))
     np.testing.assert_allclose(got[columns], expected[columns], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [11, 70])
+def test_nearest_mean_of_distinct_distances(m):
+    rows = np.random.default_rng(11).normal(size=(m, 20)).astype(np.float32)
+    gaps = np.abs(rows)
+    near = np.take_along_axis(rows, np.argsort(gaps, axis=0)[: m // 2], 0)
+    got = jax.jit(order.nearest_mean, static_argnums=2)(rows, jnp.zeros(20), m // 2)
+    np.testing.assert_allclose(got, near.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_marks_exactly_so_many_and_the_lowest_of_equals():
+    distances = jnp.array([2.0, 1.0, 1.0, 0.0, 1.0, jnp.inf, jnp.inf, jnp.nan])
+    for count, expected in (
+        (1, [3]),
+        (2, [1, 3]),
+        (3, [1, 2, 3]),
+        (6, [0, 1, 2, 3, 4, 5]),
+        (8, range(8)),
+    ):
+        got = order.mark_nearest(distances, count)
+        np.testing.assert_array_equal(np.flatnonzero(got), list(expected))
+        assert got.sum() == count
 
 
 def expand(rows, weights):
@@ -196,7 +239,7 @@ def test_weighted_trimmed_mean_drops_what_is_not_finite():
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 31])
 def test_row_sum_adds_everything_once(count):
     rows = [jnp.full((2,), float(2**i % 1021)) for i in range(count)]
-    np.testing.assert_array_equal(order.row_sum(rows), np.sum(rows, axis=0))
+    np.testing.assert_array_equal(reductions.row_sum(rows), np.sum(rows, axis=0))
 
 
 def test_the_program_of_many_rows_does_not_grow():
@@ -209,6 +252,6 @@ def test_the_program_of_many_rows_does_not_grow():
 
 
 def test_nothing_sorts_along_the_worker_axis():
-    source = inspect.getsource(order)
+    source = "".join(map(inspect.getsource, (order, selection, reductions)))
     code = "\n".join(x for x in source.splitlines() if "`" not in x and "#" not in x)
     assert "jnp.sort(" not in code and "jnp.median(" not in code

@@ -159,20 +159,6 @@ def test_distances_to_a_tree():
     np.testing.assert_allclose(got[3:], exact, rtol=1e-5)
 
 
-def test_nearest_takes_exactly_so_many_and_the_lowest_of_equals():
-    distances = jnp.array([2.0, 1.0, 1.0, 0.0, 1.0, jnp.inf, jnp.inf, jnp.nan])
-    for count, expected in (
-        (1, [3]),
-        (2, [1, 3]),
-        (3, [1, 2, 3]),
-        (6, [0, 1, 2, 3, 4, 5]),
-        (8, range(8)),
-    ):
-        got = stacked.nearest(distances, count)
-        np.testing.assert_array_equal(np.flatnonzero(got), list(expected))
-        assert got.sum() == count
-
-
 def test_derivatives_of_distances_do_not_depend_on_the_centre():
     rows = jnp.asarray(clustered(26, spread=0.5))
     with jax.enable_x64(True):

@@ -280,7 +280,7 @@ def krum(
     def weigh(geometry):
         count = num_neighbors or geometry.num_workers - f - 2
         scores = krum_scores(geometry.squared_distances, count, squared)
-        return stacked.nearest(scores, 1)
+        return order.mark_nearest(scores, 1)
 
     check = _krum_check("krum", f, num_neighbors)
     return lifts.geometric("krum", weigh, check=check, keeps=lambda m: 1)
@@ -339,7 +339,7 @@ def multi_krum(
             geometry.squared_distances, num_neighbors or m - f - 2, squared
         )
         count = num_selected or m - f
-        return stacked.nearest(scores, count) / count
+        return order.mark_nearest(scores, count) / count
 
     check = _krum_check(name, f, num_neighbors, num_selected)
     return lifts.geometric(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byzjax import base, lifts, stacked
+from byzjax import base, lifts, order, stacked
 from byzjax.base import Aggregator
 
 
@@ -70,7 +70,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             farthest = jnp.sort(distances)[m - f - 1]
             return jnp.where(distances <= farthest, 1 / (m - f), 0)
         if weights is None:
-            return stacked.nearest(distances, m - f) / (m - f)
+            return order.mark_nearest(distances, m - f) / (m - f)
         by_distance = jnp.argsort(distances, stable=True)
         ordered = weights[by_distance]
         room = (1 - f / m) * jnp.sum(ordered) - (jnp.cumsum(ordered) - ordered)
@@ -146,7 +146,7 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
         # Itself always included: a row that is not finite stays so when mixed.
         itself = np.eye(m, dtype=bool)
         distances = jnp.where(itself, -1, geometry.squared_distances)
-        return jax.vmap(lambda row: stacked.nearest(row, m - f))(distances) / (m - f)
+        return jax.vmap(lambda row: order.mark_nearest(row, m - f))(distances) / (m - f)
 
     return lifts.premixed(
         "nnm",

@@ -143,7 +143,7 @@ def aksel(
             )
         center, _ = median.update(updates, optax.EmptyState())
         distances = stacked.squared_distances_to_tree(updates, center)
-        shares = stacked.nearest(distances, count) / count
+        shares = order.mark_nearest(distances, count) / count
         shares = jnp.where(jnp.isfinite(distances), shares, 0)
         return stacked.weighted_sum(updates, shares, at_most=count), state
 
@@ -197,7 +197,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
 
     def shares(squared_distances):
         count = squared_distances.shape[0] - f
-        chosen = stacked.nearest(squared_distances, count) / count
+        chosen = order.mark_nearest(squared_distances, count) / count
         return jnp.where(jnp.isfinite(squared_distances), chosen, 0)
 
     def weigh(geometry):
@@ -242,7 +242,7 @@ def medoid() -> Aggregator:
         finite = geometry.finite
         distances = jnp.sqrt(jax.lax.stop_gradient(geometry.squared_distances))
         sums = jnp.sum(jnp.where(finite[None, :], distances, 0), axis=1)
-        return stacked.nearest(jnp.where(finite, sums, jnp.inf), 1)
+        return order.mark_nearest(jnp.where(finite, sums, jnp.inf), 1)
 
     return lifts.geometric("medoid", weigh, keeps=lambda m: 1)
 
@@ -282,7 +282,7 @@ def cge(num_byzantine: int) -> Aggregator:
 
     def weigh(geometry):
         count = geometry.num_workers - f
-        return stacked.nearest(geometry.squared_norms, count) / count
+        return order.mark_nearest(geometry.squared_norms, count) / count
 
     check = base.check_minority("cge", f)
     return lifts.geometric(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import base, columns, lifts, stacked
+from byzjax import base, columns, lifts, order, stacked
 from byzjax.base import Aggregator
 from byzjax.columns import accumulator_dtype, flat_rows
 
@@ -195,7 +195,7 @@ def dnc(
             size = jnp.max(jnp.abs(gram))
             vectors = jnp.linalg.eigh(_scaled(gram, size), symmetrize_input=False)[1]
             scores = jnp.where(finite, jnp.square(vectors[:, -1]), jnp.inf)
-            return kept + stacked.nearest(scores, m - dropped), None
+            return kept + order.mark_nearest(scores, m - dropped), None
 
         start = jnp.zeros((m,), accumulator_dtype(rows[0].dtype))
         kept, _ = lax.scan(step, start, jax.random.split(key, num_iterations))

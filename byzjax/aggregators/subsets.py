@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import base, lifts, order
+from byzjax import base, lifts, reductions
 from byzjax.base import Aggregator
 
 _CHUNK = 4096
@@ -61,8 +61,8 @@ def mda(num_byzantine: int) -> Aggregator:
             # [m, m] against [m, c], one row of the matrix at a time.
             def widen(i, widest):
                 reach = jnp.where(members, squared_distances[i][:, None], 0)
-                farthest = order.reduce_rows(order.larger, reach)
-                return order.larger(widest, jnp.where(members[i], farthest, 0))
+                farthest = reductions.reduce_rows(reductions.larger, reach)
+                return reductions.larger(widest, jnp.where(members[i], farthest, 0))
 
             start = jnp.zeros(members.shape[1:], squared_distances.dtype)
             return lax.fori_loop(0, m, widen, start)

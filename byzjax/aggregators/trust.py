@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byzjax import base, columns, lifts, order, stacked
+from byzjax import base, columns, lifts, reductions, stacked
 from byzjax.base import Aggregator
 from byzjax.columns import accumulator_dtype, flat_rows
 
@@ -41,7 +41,7 @@ def sign_majority() -> Aggregator:
 
     def reduce(rows):
         votes = [jnp.sign(jnp.where(jnp.isnan(row), 0, row)) for row in rows]
-        return jnp.sign(order.row_sum(votes))
+        return jnp.sign(reductions.row_sum(votes))
 
     return lifts.coordinatewise("sign_majority", reduce)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, columns, order
+from byzjax import base, columns, reductions
 from byzjax.base import Attack, Tree
 
 
@@ -81,7 +81,7 @@ def mean(honest: Tree) -> Tree:
 
     def of_leaf(x):
         rows = [wide(x[i]) for i in range(x.shape[0])]
-        return order.row_sum(rows) / len(rows)
+        return reductions.row_sum(rows) / len(rows)
 
     return jax.tree.map(of_leaf, honest)
 
@@ -91,7 +91,9 @@ def std(honest: Tree, center: Tree, *, ddof: int) -> Tree:
 
     def of_leaf(x, c):
         gaps = [wide(x[i]) - c for i in range(x.shape[0])]
-        return jnp.sqrt(order.row_sum([gap * gap for gap in gaps]) / (len(gaps) - ddof))
+        return jnp.sqrt(
+            reductions.row_sum([gap * gap for gap in gaps]) / (len(gaps) - ddof)
+        )
 
     return jax.tree.map(of_leaf, honest, center)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.typing
 
-from byzjax import base, columns, stacked
+from byzjax import base, columns, order, stacked
 from byzjax.attacks import lift
 from byzjax.base import Attack, Tree
 
@@ -211,7 +211,7 @@ def anti_cge(*, num_byzantine: int | None = None) -> Attack:
         h = base.num_workers(honest)
         base.check_minority("anti_cge", f)(h + f)
         squared = stacked.norms(honest).squared_norms
-        shortest = stacked.nearest(squared, h - f)
+        shortest = order.mark_nearest(squared, h - f)
         sums = stacked.weighted_sum(jax.tree.map(lift.wide, honest), shortest)
         coarsest = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(honest))
         limit = jnp.sqrt(jnp.sort(squared)[h - f]) * (1 - max(1e-4, coarsest))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.typing
 from jax import lax
 
-from byzjax import base, columns, order, stacked
+from byzjax import base, columns, order, reductions, stacked
 from byzjax.attacks import lift
 from byzjax.base import Aggregator, Attack, Tree
 
@@ -76,7 +76,7 @@ def fang(
         rows = lift.wide(x)
         h = rows.shape[0]
         low, high = order.order_statistics(rows, [0, h - 1])
-        upwards = order.row_sum([rows[i] for i in range(h)])
+        upwards = reductions.row_sum([rows[i] for i in range(h)])
         b = lift.number(spread, rows)
         near = jnp.where(upwards > 0, low, jnp.where(upwards < 0, high, 0))
         outwards = jnp.sign(upwards) * near < 0

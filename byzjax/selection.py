@@ -1,0 +1,239 @@
+"""Order statistics of many rows from the bits of their values, exactly.
+
+A network over the rows grows as m·log²m, and so does its program. Here a value is found
+bit by bit, the highest first: the rows that may still be the one of a rank are counted
+that have a zero there, which tells the bit of the value and which of the rows remain.
+
+On a CPU 32 rows are transposed to words, one for each bit of a float: what was a
+comparison and an addition for every row and bit is then one for 32 rows. Elsewhere, in
+few columns, and in float64, the rows below are counted as they are.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from byzjax.reductions import nan_last, reduce_rows, row_sum, smaller, sum_of_rows
+
+_BITS = 32
+_ALL = 0xFFFFFFFF
+_NAN = 0x7FFFFFFF
+# A program that is worth compiling for a dozen microseconds of a core.
+_LEAST_COLUMNS = 64
+# Words of one bit, above which the bits are taken in a loop. XLA:CPU would fuse the
+# steps for all of 16 words too, and run them for minutes.
+_MOST_FUSED = 4
+# Above, the program of a step would be long: 32 words are 1024 rows.
+_MOST_WORDS = 128
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def select(rows: jax.Array, ranks: tuple[int, ...]) -> list[jax.Array]:
+    """The values of ascending ranks along axis 0; NaN is ordered as +inf.
+
+    Args:
+      rows: `[m, ...]`, floating point.
+      ranks: 0-based, ascending.
+
+    Returns:
+      One array `[...]` for each rank. Rows that have the value share its derivative.
+    """
+    flat = rows.reshape(rows.shape[0], -1)
+    m, n = flat.shape
+    by_count = functools.partial(_by_count, ranks=ranks)
+    if rows.dtype.itemsize > 4 or n < _LEAST_COLUMNS or m > _BITS * _MOST_WORDS:
+        values = by_count(flat)
+    else:
+        by_words = functools.partial(_by_words, ranks=ranks)
+        values = lax.platform_dependent(flat, cpu=by_words, default=by_count)
+    return [value.reshape(rows.shape[1:]) for value in values]
+
+
+@select.defjvp
+def _select_jvp(ranks, primals, tangents):
+    (rows,), (tangent,) = primals, tangents
+    values = select(rows, ranks)
+
+    def moved(value):
+        same = rows == value[None]
+        share = sum_of_rows(jnp.where(same, tangent, 0))
+        return share / sum_of_rows(same.astype(rows.dtype))
+
+    return values, [moved(value) for value in values]
+
+
+def _by_words(rows, ranks):
+    """`select` for `[m, n]` by words of bits."""
+    words = _words(rows.astype(jnp.float32))
+    if words[0].shape[0] <= _MOST_FUSED:
+        keys = [_fused(words, rank) for rank in ranks]
+    else:
+        keys = list(_loop(words, ranks))
+    # In a kernel of its own: else whatever reads a value would find it again.
+    found = _at_once(_bits, keys)
+    values = [lax.bitcast_convert_type(bits, jnp.float32) for bits in found]
+    return [nan_last(value).astype(rows.dtype) for value in values]
+
+
+def _fused(words, rank):
+    """The key of a rank, `[n]`, in one kernel."""
+    num_words, n = words[0].shape
+    alive = [jnp.full((n,), _ALL, jnp.uint32)] * num_words
+    left = jnp.full((n,), rank, jnp.uint32)
+    key = jnp.zeros((n,), jnp.uint32)
+    for word in words:
+        alive, left, bit = _step(alive, left, [word[i] for i in range(num_words)])
+        key = key << _u32(1) | bit
+    return key
+
+
+def _step(alive, left, words):
+    """One bit of a value.
+
+    Args:
+      alive: words of the rows whose higher bits are the value's.
+      left: the rank among these.
+      words: of this bit.
+
+    Returns:
+      The same for the next bit, and the bit found.
+    """
+    zeros = [a & ~word for a, word in zip(alive, words, strict=True)]
+    count = row_sum([lax.population_count(zero) for zero in zeros])
+    one = left >= count
+    alive = [jnp.where(one, a ^ z, z) for a, z in zip(alive, zeros, strict=True)]
+    return alive, jnp.where(one, left - count, left), one.astype(jnp.uint32)
+
+
+def _loop(words, ranks):
+    """The keys of ranks, `[ranks, n]`, bit by bit. A step is two kernels on a CPU.
+
+    The rank and the bit share a word, so that the first has one result.
+    """
+    num_words, n = words[0].shape
+    words = jnp.concatenate(words)
+
+    def step(i, state):
+        alive, left, keys = state
+        start = i * num_words
+        row = functools.partial(lax.dynamic_index_in_dim, words, keepdims=False)
+        of_bit = [row(start + j)[None] for j in range(num_words)]
+        old = [alive[:, j] for j in range(num_words)]
+        _, new, bit = _step(old, left >> _u32(1), of_bit)
+        left = new << _u32(1) | bit
+        keys = keys << _u32(1) | (left & _u32(1))
+        zero = jnp.where((keys & _u32(1)) == _u32(0), _u32(_ALL), _u32(0))
+        words_of_bit = lax.dynamic_slice_in_dim(words, start, num_words)
+        return alive & (words_of_bit[None] ^ zero[:, None]), left, keys
+
+    alive = jnp.full((len(ranks), num_words, n), _ALL, jnp.uint32)
+    left = jnp.asarray([[2 * rank] for rank in ranks], jnp.uint32)
+    left = jnp.broadcast_to(left, (len(ranks), n))
+    return lax.fori_loop(0, _BITS, step, (alive, left, jnp.zeros_like(left)))[2]
+
+
+def _words(rows):
+    """Words of the bits of 32 rows each, `[words, n]` for every bit, the sign first.
+
+    Of keys, whose order as integers is that of the values.
+    """
+    m, n = rows.shape
+    count = -(-m // _BITS)
+    bits = lax.bitcast_convert_type(rows, jnp.uint32)
+    missing = jnp.full((count, n), _NAN, jnp.uint32)  # Comes last.
+    slabs = [bits[i * count : (i + 1) * count] for i in range(_BITS)]
+    whole = [jnp.concatenate([slab, missing[slab.shape[0] :]]) for slab in slabs]
+    return _at_once(_transposed, whole)
+
+
+def _transposed(words):
+    """32 words, bit by bit: the first has the sign of each, and so on.
+
+    Halves change places, then their halves, as in a transposition of blocks.
+    """
+    words = list(words)
+    size = _BITS // 2
+    low = _ALL >> size
+    while size:
+        low_half, high_half = _u32(low), _u32(low ^ _ALL)
+        for i in (i for i in range(_BITS) if not i & size):
+            a, b = words[i], words[i + size]
+            words[i] = (a & low_half) | ((b & low_half) << _u32(size))
+            words[i + size] = ((a & high_half) >> _u32(size)) | (b & high_half)
+        size //= 2
+        low ^= (low << size) & _ALL
+    sign, *rest = words[::-1]
+    exponent = functools.reduce(jnp.bitwise_and, rest[:8])
+    fraction = functools.reduce(jnp.bitwise_or, rest[8:])
+    # A NaN counts as positive, and so comes after +inf, whatever its sign.
+    sign = sign & ~(exponent & fraction)
+    return [~sign, *(word ^ sign for word in rest)]
+
+
+def _bits(keys):
+    """The bits of floats from their keys."""
+    positive = _u32(1 << (_BITS - 1))
+    return [key ^ jnp.where(key < positive, _u32(_ALL), positive) for key in keys]
+
+
+def _at_once(function, arrays):
+    """`function` of as many scalars as results, for all elements, in one kernel.
+
+    XLA:CPU makes a kernel for each result of elementwise operations, which computes
+    all that it needs again; of a reduction of windows, here of one element, it makes
+    one.
+    """
+    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
+    ones = (1,) * arrays[0].ndim
+
+    def reduced(_, window):
+        return tuple(function(window))
+
+    return lax.reduce_window(tuple(arrays), zeros, reduced, ones, ones, "VALID")
+
+
+def _u32(number):
+    return jnp.asarray(number, jnp.uint32)
+
+
+def _by_count(rows, ranks):
+    """`select` by counting the rows below: of 32 values, each a bit longer."""
+    rows = nan_last(rows)
+    values: list[jax.Array] = []
+    for before, rank in zip((None, *ranks), ranks, strict=False):
+        if before is not None and rank - before <= 1:
+            values.append(_successor(rows, values[-1], rank))
+        else:
+            values.append(_counted(rows, rank))
+    return values
+
+
+def _counted(rows, rank):
+    """A bit is set if, with it, no more rows lie below the value than the rank says."""
+    size = 8 * rows.dtype.itemsize
+    integer = jnp.dtype(f"int{size}")
+    one, lowest, highest = (
+        jnp.asarray(x, integer) for x in (1, -(2 ** (size - 1)), 2 ** (size - 1) - 1)
+    )
+
+    def turned(bits):  # Floats as integers of the same order, and back.
+        return jnp.where(bits < 0, bits ^ highest, bits)
+
+    keys = turned(lax.bitcast_convert_type(rows, integer))
+
+    def step(i, found):
+        higher = found ^ (one << (size - 1 - i).astype(integer))
+        below = sum_of_rows((keys < higher[None]).astype(jnp.float32))
+        return jnp.where(below <= rank, higher, found)
+
+    found = lax.fori_loop(0, size, step, jnp.full(rows.shape[1:], lowest))
+    return lax.bitcast_convert_type(turned(found), rows.dtype)
+
+
+def _successor(rows, value, rank):
+    """The value of a rank from that of the rank before, or of the same."""
+    up_to = sum_of_rows((rows <= value[None]).astype(jnp.float32))
+    above = reduce_rows(smaller, jnp.where(rows > value[None], rows, jnp.inf))
+    return jnp.where(up_to > rank, value, above)
