@@ -24,11 +24,10 @@ _CPU_PART_TO_REREAD = 1 << 16
 _DEVICE_BLOCK = 1 << 25
 # XLA:CPU runs the operations of a loop's body on one core if there are few of them, and
 # on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
-# of one product each, fewer where a part is many operations; one where it is a
-# selection among many rows, whose kernels are long enough for all cores each.
+# of one product each, fewer where a part is many operations.
 PRODUCTS = 16
 _SUMS = 8
-REDUCTIONS = 4
+_REDUCTIONS = 4
 # Columns more than a power of two: a vector of a CPU.
 _ODD = 8
 # Blocks of an array that are worth a block more of memory, in which they are added up.
@@ -104,19 +103,27 @@ def map_bundles(function, tree, *others):
       tree: stacked tree, leaves `[m, ...]`.
       *others: at most one tree `[...]`.
     """
+    return _of_bundles(lambda bundles: [function(*x) for x in bundles], tree, *others)
+
+
+def _of_bundles(function, tree, *others):
+    """`map_bundles` with a function of the list of all bundles, each a tuple."""
     leaves, structure = jax.tree.flatten(tree)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     beside = [structure.flatten_up_to(other) for other in others]
-    out = list(leaves)
-    for group in _bundles(leaves, beside[0] if beside else None):
+    groups = _bundles(leaves, beside[0] if beside else None)
+
+    def bundle(group):
         if len(group) == 1:
-            k = group[0]
-            out[k] = function(leaves[k], *(other[k] for other in beside))
-            continue
+            return tuple(x[group[0]] for x in (leaves, *beside))
         rows = _side_by_side([flat_rows(leaves[k]) for k in group])
-        vectors = [_side_by_side([x[k].ravel() for k in group]) for x in beside]
+        return rows, *(_side_by_side([x[k].ravel() for k in group]) for x in beside)
+
+    out = list(leaves)
+    results = function([bundle(group) for group in groups])
+    for group, result in zip(groups, results, strict=True):
         ends = np.cumsum([math.prod(leaves[k].shape[1:]) for k in group])
-        parts = jnp.split(function(rows, *vectors), ends[:-1])
+        parts = jnp.split(result, ends[:-1]) if len(group) > 1 else [result]
         for k, part in zip(group, parts, strict=True):
             out[k] = part.reshape(leaves[k].shape[1:])
     return structure.unflatten(out)
@@ -247,18 +254,74 @@ def _blocks(m: int, n: int, elements: int, parts: int) -> tuple[int, int, int]:
     return (n // (size * parts), parts, size) if size else (0, 1, 0)
 
 
-def map_columns(of_block, num_rows, x, *scalars, parts=REDUCTIONS):
-    """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side.
+def map_blocks(of_block, tree, *scalars):
+    """`of_block`, `[m, b]` → `[b]`, on blocks of the columns of all leaves `[m, ...]`.
 
-    `parts`: into how many a block is cut on CPU, as in `fold`.
+    For long programs, whose kernels are work for all cores each: leaves of a dtype
+    share a loop, which reads a block of one of them.
     """
+
+    def of_bundles(bundles):
+        arrays = [flat_rows(x) for (x,) in bundles]
+        out: list[jax.Array] = list(arrays)
+        groups: dict[object, list[int]] = {}
+        for k, x in enumerate(arrays):
+            groups.setdefault(x.dtype, []).append(k)
+        for group in groups.values():
+            loop = functools.partial(_one_loop, of_block)
+            results = _by_platform(loop, [arrays[k] for k in group], *scalars)
+            for k, result in zip(group, results, strict=True):
+                out[k] = result
+        return out
+
+    return _of_bundles(of_bundles, tree)
+
+
+def _one_loop(of_block, arrays, *scalars, on_cpu):
+    widths = [x.shape[1] for x in arrays]
+    size = min(_block_to_reread(arrays[0].shape[0], on_cpu), max(widths))
+    first = np.cumsum([0, *(-(-n // size) for n in widths)])
+    begin = np.cumsum([0, *widths])
+
+    def read(x, start):
+        missing = max(0, size - x.shape[1])
+        if missing:
+            return jnp.pad(x, ((0, 0), (0, missing)))
+        return lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
+    def step(i, out):
+        firsts, begins, ends = (
+            jnp.asarray(x, i.dtype) for x in (first, begin[:-1], widths)
+        )
+        k = jnp.sum(i >= firsts[1:-1], dtype=i.dtype)
+        # The last block may overlap the one before, and writes the same again; what an
+        # array lacks to a block is written over by the next.
+        start = jnp.minimum((i - firsts[k]) * size, jnp.maximum(ends[k] - size, 0))
+        block = lax.switch(k, [functools.partial(read, x) for x in arrays], start)
+        found = of_block(block, *scalars)
+        return lax.dynamic_update_slice_in_dim(out, found, begins[k] + start, axis=0)
+
+    out = jnp.zeros((begin[-1] + max(0, size - widths[-1]),), arrays[0].dtype)
+    out = lax.fori_loop(0, int(first[-1]), step, out)
+    return jnp.split(out, begin[1:])[:-1]
+
+
+def _block_to_reread(m, on_cpu):
+    """Columns of a block, more than a power of two.
+
+    Else rows lie on the same lines of a cache.
+    """
+    elements = _CPU_PART_TO_REREAD if on_cpu else _DEVICE_BLOCK
+    return _block_columns(m, elements) + _ODD
+
+
+def map_columns(of_block, num_rows, x, *scalars):
+    """`of_block` on blocks of columns, `[m, b]` → `[num_rows, b]`, side by side."""
 
     def whole_pass(x, *scalars, on_cpu):
         m, n = x.shape
-        cut = parts if on_cpu else 1
-        size = _block_columns(m, _CPU_PART_TO_REREAD if on_cpu else _DEVICE_BLOCK)
-        # Rows of a power of two lie on the same lines of a cache.
-        size += _ODD
+        cut = _REDUCTIONS if on_cpu else 1
+        size = _block_to_reread(m, on_cpu)
         block = cut * size
         if n <= block:
             return of_block(x, *scalars)

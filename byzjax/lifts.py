@@ -94,24 +94,23 @@ def along_workers(
     A network over the rows fuses into one pass. Sorts of more rows, and of weights,
     run in blocks of columns, so that what they keep stays in cache.
     """
-    args = () if weights is None else (weights,)
 
     def of_rows(x, *args):
         rows = x.astype(stacked.accumulator_dtype(x.dtype))
         return reduce(rows, *(w.astype(rows.dtype) for w in args)).astype(x.dtype)
 
-    def of_block(x, *args):
-        return of_rows(x, *args)[None]
+    def of_block(x, weights):
+        return of_rows(x, weights)[None]
 
     def of_leaf(x):
-        if x.shape[0] <= order.NETWORK_LIMIT and weights is None:
-            return of_rows(x)
-        parts = 1 if weights is None else columns.REDUCTIONS
         flat = stacked.flat_rows(x)
-        out = columns.map_columns(of_block, 1, flat, *args, parts=parts)
-        return out.reshape(x.shape[1:])
+        return columns.map_columns(of_block, 1, flat, weights).reshape(x.shape[1:])
 
-    return columns.map_bundles(of_leaf, updates)
+    if weights is not None:
+        return columns.map_bundles(of_leaf, updates)
+    if base.num_workers(updates) <= order.NETWORK_LIMIT:
+        return columns.map_bundles(of_rows, updates)
+    return columns.map_blocks(of_rows, updates)
 
 
 def geometric(

@@ -233,8 +233,6 @@ def mix(
     few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
     members = jnp.argsort(matrix == 0, axis=1, stable=True)
     num_rows = n if reduce is None else 1
-    selects = reduce is not None and n > order.NETWORK_LIMIT
-    parts = 1 if selects else columns.REDUCTIONS
 
     def finished(mixed):
         return mixed if reduce is None else reduce(mixed)[None]
@@ -247,14 +245,18 @@ def mix(
         if few is not None:
             out = finished(_means(few, flat, members, finite))
         else:
-            out = columns.map_columns(
-                of_block, num_rows, flat, matrix, finite, parts=parts
-            )
+            out = columns.map_columns(of_block, num_rows, flat, matrix, finite)
         shape = x.shape[1:] if reduce is not None else (n, *x.shape[1:])
         return out.astype(x.dtype).reshape(shape)
 
     if reduce is None:
         return jax.tree.map(of_leaf, updates)
+    if n > order.NETWORK_LIMIT:
+
+        def selected(x, matrix, finite):
+            return finished(_mixed(x, matrix, finite))[0].astype(x.dtype)
+
+        return columns.map_blocks(selected, updates, matrix, finite)
     return columns.map_bundles(of_leaf, updates)
 
 

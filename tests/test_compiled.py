@@ -95,6 +95,18 @@ def test_programs_of_many_leaves_are_bounded(name):
     assert size(RULES[name][0], tree) < size(RULES[name][0], one) + 25 * len(tree)
 
 
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "meamed"])
+def test_leaves_of_many_workers_share_a_loop(name):
+    """A selection among many is a long program: that of leaves of any width is one."""
+
+    def of_leaves(count):
+        shapes = [(100, 5000 + i) for i in range(count)]
+        return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    few, many = (size(RULES[name][0], of_leaves(count)) for count in (1, 20))
+    assert many < 1.5 * few
+
+
 @pytest.mark.parametrize("name, m, more", [("ctma(median)", M, 0), ("krum", 65, 7)])
 def test_leaves_of_one_width_share_a_loop(name, m, more):
     """But for later passes around another centre, which are rare."""

@@ -127,6 +127,18 @@ def test_programs_are_bounded():
     assert max(size(m) for m in (512, 4096, 100_000)) < 2 * size(128)
 
 
+def test_leaves_of_any_size_and_dtype():
+    shapes = [(3,), (), (70, 80), (5000,), (4097,), (2,), (700,), (9000,), (1,)]
+    rows = [np.random.default_rng(11).normal(size=(99, *shape)) for shape in shapes]
+    dtypes = [jnp.float32, jnp.bfloat16, jnp.float32] * 3
+    tree = [jnp.asarray(x, dtype) for x, dtype in zip(rows, dtypes, strict=True)]
+    for leaves in (tree, tree[:2]):
+        got = jax.jit(byzjax.median().aggregate)(leaves)
+        for leaf, x in zip(got, leaves, strict=True):
+            assert leaf.dtype == x.dtype
+            np.testing.assert_array_equal(leaf, np.sort(np.asarray(x), axis=0)[49])
+
+
 @pytest.mark.parametrize("m", [FUSED, FUSED + 100])
 def test_as_users_compile_it(m):
     rows = np.tile(awkward(m, m), (1, 4))
