@@ -279,7 +279,7 @@ def map_blocks(of_block, tree, *scalars):
 
 def _one_loop(of_block, arrays, *scalars, on_cpu):
     widths = [x.shape[1] for x in arrays]
-    size = min(_block_to_reread(arrays[0].shape[0], on_cpu), max(widths))
+    size = max(1, min(_block_to_reread(arrays[0].shape[0], on_cpu), max(widths)))
     first = np.cumsum([0, *(-(-n // size) for n in widths)])
     begin = np.cumsum([0, *widths])
 

@@ -20,12 +20,12 @@ from byzjax.reductions import nan_last, reduce_rows, row_sum, smaller, sum_of_ro
 _BITS = 32
 _ALL = 0xFFFFFFFF
 _NAN = 0x7FFFFFFF
-# A program that is worth compiling for a dozen microseconds of a core.
+# In fewer columns the program is not worth its compilation.
 _LEAST_COLUMNS = 64
 # Words of one bit, above which the bits are taken in a loop. XLA:CPU would fuse the
 # steps for all of 16 words too, and run them for minutes.
 _MOST_FUSED = 4
-# Above, the program of a step would be long: 32 words are 1024 rows.
+# More would make the program of a step long. 128 words are 4096 rows.
 _MOST_WORDS = 128
 
 
@@ -57,8 +57,8 @@ def _select_jvp(ranks, primals, tangents):
     values = select(rows, ranks)
 
     def moved(value):
-        same = rows == value[None]
-        share = sum_of_rows(jnp.where(same, tangent, 0))
+        same = nan_last(rows) == value[None]
+        share = sum_of_rows(jnp.where(same & ~jnp.isnan(rows), tangent, 0))
         return share / sum_of_rows(same.astype(rows.dtype))
 
     return values, [moved(value) for value in values]

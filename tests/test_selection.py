@@ -118,6 +118,13 @@ def test_rows_share_a_derivative_in_equal_parts():
     np.testing.assert_allclose(jax.grad(middle)(jnp.asarray(rows)), same / same.sum(0))
 
 
+def test_derivatives_of_what_is_not_a_number_are_zero():
+    rows = jnp.full((100, 80), jnp.nan).at[:30].set(1.0)
+    for rank in (0, 50):
+        shares = jax.grad(lambda x, r=rank: jnp.sum(selection.select(x, (r,))[0]))(rows)
+        np.testing.assert_allclose(jnp.sum(shares, axis=0), rank == 0, rtol=1e-5)
+
+
 def test_programs_are_bounded():
     def size(m):
         rows = jax.ShapeDtypeStruct((m, 1000), jnp.float32)
@@ -128,11 +135,11 @@ def test_programs_are_bounded():
 
 
 def test_leaves_of_any_size_and_dtype():
-    shapes = [(3,), (), (70, 80), (5000,), (4097,), (2,), (700,), (9000,), (1,)]
+    shapes = [(3,), (), (70, 80), (5000,), (4097,), (2,), (0, 4), (9000,), (1,)]
     rows = [np.random.default_rng(11).normal(size=(99, *shape)) for shape in shapes]
     dtypes = [jnp.float32, jnp.bfloat16, jnp.float32] * 3
     tree = [jnp.asarray(x, dtype) for x, dtype in zip(rows, dtypes, strict=True)]
-    for leaves in (tree, tree[:2]):
+    for leaves in (tree, tree[:2], [tree[6]]):
         got = jax.jit(byzjax.median().aggregate)(leaves)
         for leaf, x in zip(got, leaves, strict=True):
             assert leaf.dtype == x.dtype
