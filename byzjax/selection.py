@@ -6,7 +6,7 @@ that have a zero there, which tells the bit of the value and which of the rows r
 
 On a CPU 32 rows are transposed to words, one for each bit of a float: what was a
 comparison and an addition for every row and bit is then one for 32 rows. Elsewhere, in
-few columns, and in float64, the rows below are counted as they are.
+few columns, in float64, and of thousands of rows, those below are counted as they are.
 """
 
 import functools

@@ -31,13 +31,13 @@ def compiled(way, ranks):
 @pytest.mark.parametrize("m", SIZES)
 def test_any_ranks_are_exact(way, m):
     rows = awkward(m, m)
-    rows[rng_rows(m), 25] = -np.float32(np.nan)  # Its sign bit is set: no small number.
+    rows[some_rows(m), 25] = -np.float32(np.nan)  # Its sign bit is set.
     for ranks in [(0,), (m // 2,), (m - 1,), ((m - 1) // 2, m // 2), (0, m // 3)]:
         got = compiled(way, ranks)(rows)
         np.testing.assert_array_equal(got, sort(rows)[list(ranks)])
 
 
-def rng_rows(m):
+def some_rows(m):
     return np.random.default_rng(m).integers(0, m, size=1 + m // 4)
 
 
