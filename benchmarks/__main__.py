@@ -3,12 +3,15 @@
 python -m benchmarks                     # everything, about ten minutes
 python -m benchmarks --quick             # seconds, to see that it runs
 python -m benchmarks --parts rules step --out results/bench
+python -m benchmarks --parts rules --rules krum monna --workers 33 --dim 4000000
 """
 
 import argparse
 import json
 import pathlib
 from typing import Any
+
+import jax
 
 from benchmarks import report, rules, step, timing
 
@@ -17,13 +20,16 @@ PARTS = ("rules", "scaling", "trees", "step", "sweep")
 
 def _rules(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     d = 10_000 if arguments.quick else arguments.dim
-    names = rules.FEW if arguments.quick else tuple(rules.RULES)
-    return rules.measure(17, d, names, rounds=arguments.rounds, compare=True)
+    names = arguments.rules or (rules.FEW if arguments.quick else tuple(rules.RULES))
+    return rules.measure(
+        arguments.workers, d, names, rounds=arguments.rounds, compare=True
+    )
 
 
 def _scaling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    sizes = [(8, 10**5), (17, 10**5), (17, 10**6), (17, 4 * 10**6)]
-    sizes += [(33, 10**5), (64, 10**5), (128, 10**5), (512, 10**5)]
+    least = arguments.dim // 10
+    sizes = [(17, factor * least) for factor in (1, 10, 40)]
+    sizes += [(m, least) for m in (8, 33, 64, 128, 512)]
     if arguments.quick:
         sizes = [(8, 1000), (17, 1000)]
     return [
@@ -68,7 +74,24 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=15, help="repetitions, at least 3"
     )
-    parser.add_argument("--dim", type=int, default=10**6, help="d of the rules' table")
+    parser.add_argument(
+        "--dim",
+        type=int,
+        # On a GPU as much as its cache does not hold.
+        default=10**6 if jax.default_backend() == "cpu" else 10**7,
+        help="d of the rules' table, ten times that of the growth with m; here "
+        "%(default)s unless given",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=17, help="m of the rules' table, at least 5"
+    )
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        choices=rules.RULES,
+        metavar="RULE",
+        help="rows of the rules' table; else all",
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rules")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("results/benchmarks")
@@ -76,6 +99,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 3:
         parser.error(f"--rounds needs at least 3, got {arguments.rounds}")
+    if arguments.workers < 5:
+        parser.error(f"--workers needs at least 5, got {arguments.workers}")
+    if arguments.dim < 10:
+        parser.error(f"--dim needs at least 10, got {arguments.dim}")
     results: dict[str, Any] = {"machine": timing.machine()}
     print(json.dumps(results["machine"], indent=1, ensure_ascii=False))
     for part in arguments.parts:

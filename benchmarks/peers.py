@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import data
-from benchmarks.apart import Call
+from benchmarks.apart import QUEUED, Call
 
 
 def _byzfl() -> Any:
@@ -85,21 +85,21 @@ def call(library: str, rule: str, m: int, d: int) -> Call:
     on_gpu = torch.cuda.is_available()
     x = torch.tensor(data.stack(m, d), device="cuda" if on_gpu else "cpu")
 
-    def wait():
+    def wait(_):
         if on_gpu:
             torch.cuda.synchronize()
 
     def run(x):
         with torch.no_grad():
-            of_rule(x)
-        wait()
+            return of_rule(x)
 
     if library == "byzfl" and rule in _CHANGE_THEIR_INPUT:
         spoilt = x.clone()
 
         def restore():
             spoilt.copy_(x)
-            wait()
+            wait(None)
 
-        return Call(functools.partial(run, spoilt), before=restore)
-    return Call(functools.partial(run, x))
+        return Call(functools.partial(run, spoilt), before=restore, wait=wait)
+    queued = QUEUED if on_gpu else 1
+    return Call(functools.partial(run, x), wait=wait, queued=queued)

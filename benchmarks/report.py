@@ -59,7 +59,14 @@ def rules_table(records: list[dict[str, Any]]) -> str:
             )
         )
     title = "Rules, against one read of the stack"
-    return table(title, header, rows) + _peers_summary(records)
+    return table(title, header, rows) + _bandwidth(records) + _peers_summary(records)
+
+
+def _bandwidth(records) -> str:
+    copies = [r for r in records if r["rule"] == "copy"]
+    rates = (8 * r["m"] * r["d"] / r["seconds"]["median"] / 1e9 for r in copies)
+    rate = max(rates, default=0)
+    return f"\n\nA copy moves up to {rate:.0f} GB/s, reading and writing."
 
 
 def _peers_summary(records) -> str:

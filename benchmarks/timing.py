@@ -1,5 +1,6 @@
 """Interleaved timing: every case once a round, so that all meet the same machine."""
 
+import functools
 import os
 import pathlib
 import platform
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.apart import Call, Process, turn
+from benchmarks.apart import QUEUED, Call, Process, turn
 
 
 class Spread(NamedTuple):
@@ -59,9 +60,11 @@ def interleaved(
       case_seconds: a case that has used this much is left out of later rounds, but
         no case is timed fewer than three times.
     """
+    queued = 1 if jax.default_backend() == "cpu" else QUEUED
 
     def here(call):
-        return lambda: turn(Call(lambda: jax.block_until_ready(call())))
+        case = Call(call, wait=jax.block_until_ready, queued=queued)
+        return functools.partial(turn, case)
 
     turns = {name: here(call) for name, call in cases.items()}
     turns |= {name: process.turn for name, process in (apart or {}).items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.apart import Call
+from benchmarks.apart import QUEUED, Call
 
 NUM_BYZANTINE = 8
 
@@ -120,7 +120,7 @@ def call(
             torch.nn.utils.vector_to_parameters(at, before.parameters())
             moved = at + mixing * (iterate - at)
             torch.nn.utils.vector_to_parameters(moved, here.parameters())
-        if device == "cuda":
-            torch.cuda.synchronize()
 
+    if device == "cuda":
+        return Call(step, wait=lambda _: torch.cuda.synchronize(), queued=QUEUED)
     return Call(step)

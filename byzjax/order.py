@@ -70,7 +70,14 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _network(values: list[jax.Array], ranks: tuple[int, ...]) -> list[jax.Array]:
     """The values of the given ranks, by a network; nothing may be NaN."""
-    return _compared(values, ranks, smaller, larger)
+
+    def on_cpu(values):
+        return _compared(values, ranks, smaller, larger)
+
+    def elsewhere(values):
+        return _compared(values, ranks, jnp.minimum, jnp.maximum)
+
+    return lax.platform_dependent(values, cpu=on_cpu, default=elsewhere)
 
 
 @_network.defjvp

@@ -25,6 +25,7 @@ from byzjax.gram import LARGEST_SQUARE, centered_gram, distances_in, product
 # Rows read one by one to mix them, in a program that grows with their number: four
 # times as fast on CPU as a product of so small matrices.
 _MOST_TERMS = 256
+_MOST_IN_PARTS = 32  # Rows whose reduction is compiled for each part of a block.
 _GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
 
 
@@ -251,7 +252,7 @@ def mix(
 
     if reduce is None:
         return jax.tree.map(of_leaf, updates)
-    if n > order.NETWORK_LIMIT:
+    if n > _MOST_IN_PARTS:
 
         def selected(x, matrix, finite):
             return finished(_mixed(x, matrix, finite))[0].astype(x.dtype)
