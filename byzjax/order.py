@@ -69,7 +69,11 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _network(values: list[jax.Array], ranks: tuple[int, ...]) -> list[jax.Array]:
-    """The values of the given ranks, by a network; nothing may be NaN."""
+    """The values of the given ranks, by a network; nothing may be NaN.
+
+    On a GPU a minimum is one instruction too, and twice as many take ten times as long
+    to compile.
+    """
 
     def on_cpu(values):
         return _compared(values, ranks, smaller, larger)

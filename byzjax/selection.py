@@ -4,10 +4,9 @@ A network over the rows grows as m·log²m, and so does its program. Here a valu
 bit by bit, the highest first: the rows that may still be the one of a rank are counted
 that have a zero there, which tells the bit of the value and which of the rows remain.
 
-On CPUs and NVIDIA GPUs 32 rows are transposed to words, one for each bit of a float:
-what was a comparison and an addition for every row and bit is then one for 32 rows.
-Elsewhere, in few columns, in float64, and of thousands of rows, those below are counted
-as they are.
+On a CPU 32 rows are transposed to words, one for each bit of a float: what was a
+comparison and an addition for every row and bit is then one for 32 rows. Elsewhere, in
+few columns, in float64, and of thousands of rows, those below are counted as they are.
 """
 
 import functools
@@ -48,9 +47,7 @@ def select(rows: jax.Array, ranks: tuple[int, ...]) -> list[jax.Array]:
         values = by_count(flat)
     else:
         by_words = functools.partial(_by_words, ranks=ranks)
-        values = lax.platform_dependent(
-            flat, cpu=by_words, cuda=by_words, default=by_count
-        )
+        values = lax.platform_dependent(flat, cpu=by_words, default=by_count)
     return [value.reshape(rows.shape[1:]) for value in values]
 
 

@@ -233,7 +233,6 @@ def mix(
     n = matrix.shape[0]
     few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
     members = jnp.argsort(matrix == 0, axis=1, stable=True)
-    num_rows = n if reduce is None else 1
 
     def finished(mixed):
         return mixed if reduce is None else reduce(mixed)[None]
@@ -246,19 +245,20 @@ def mix(
         if few is not None:
             out = finished(_means(few, flat, members, finite))
         else:
-            out = columns.map_columns(of_block, num_rows, flat, matrix, finite)
+            rows = n if reduce is None else 1
+            out = columns.map_columns(of_block, rows, flat, matrix, finite)
         shape = x.shape[1:] if reduce is not None else (n, *x.shape[1:])
         return out.astype(x.dtype).reshape(shape)
 
     if reduce is None:
         return jax.tree.map(of_leaf, updates)
-    if n > _MOST_IN_PARTS:
+    if n <= _MOST_IN_PARTS:
+        return columns.map_bundles(of_leaf, updates)
 
-        def selected(x, matrix, finite):
-            return finished(_mixed(x, matrix, finite))[0].astype(x.dtype)
+    def of_columns(x, matrix, finite):
+        return of_block(x, matrix, finite)[0].astype(x.dtype)
 
-        return columns.map_blocks(selected, updates, matrix, finite)
-    return columns.map_bundles(of_leaf, updates)
+    return columns.map_blocks(of_columns, updates, matrix, finite)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
