@@ -9,6 +9,8 @@ python -m benchmarks --parts rules --rules krum monna --workers 33 --dim 4000000
 import argparse
 import json
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,46 +20,43 @@ from benchmarks import report, rules, step, timing
 PARTS = ("rules", "scaling", "trees", "step", "sweep")
 
 
-def _rules(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+Records = Iterator[dict[str, Any]]
+
+
+def _rules(arguments: argparse.Namespace) -> Records:
     d = 10_000 if arguments.quick else arguments.dim
     names = arguments.rules or (rules.FEW if arguments.quick else tuple(rules.RULES))
-    return rules.measure(
+    yield from rules.measure(
         arguments.workers, d, names, rounds=arguments.rounds, compare=True
     )
 
 
-def _scaling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _scaling(arguments: argparse.Namespace) -> Records:
     least = arguments.dim // 10
     sizes = [(17, factor * least) for factor in (1, 10, 40)]
     sizes += [(m, least) for m in (8, 33, 64, 128, 512)]
     if arguments.quick:
         sizes = [(8, 1000), (17, 1000)]
-    return [
-        record
-        for m, d in sizes
-        for record in rules.measure(
+    for m, d in sizes:
+        yield from rules.measure(
             m, d, rules.FEW, rounds=arguments.rounds, compare=False
         )
-    ]
 
 
-def _trees(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _trees(arguments: argparse.Namespace) -> Records:
     models = ["transformer"] if arguments.quick else list(rules.TREES)
     names = rules.FEW[:1] if arguments.quick else rules.FEW
-    return [
-        record
-        for model in models
-        for record in rules.measure_tree(model, 9, names, rounds=arguments.rounds)
-    ]
+    for model in models:
+        yield from rules.measure_tree(model, 9, names, rounds=arguments.rounds)
 
 
-def _step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    return step.measure(rounds=arguments.rounds)
+def _step(arguments: argparse.Namespace) -> Records:
+    yield from step.measure(rounds=arguments.rounds)
 
 
-def _sweep(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    counts = (2,) if arguments.quick else (2, 4, 8)
-    return [step.measure_sweep(runs, rounds=arguments.rounds) for runs in counts]
+def _sweep(arguments: argparse.Namespace) -> Records:
+    for runs in (2,) if arguments.quick else (2, 4, 8):
+        yield step.measure_sweep(runs, rounds=arguments.rounds)
 
 
 MEASURES = dict(zip(PARTS, (_rules, _scaling, _trees, _step, _sweep), strict=True))
@@ -106,10 +105,14 @@ def main() -> None:
     results: dict[str, Any] = {"machine": timing.machine()}
     print(json.dumps(results["machine"], indent=1, ensure_ascii=False))
     for part in arguments.parts:
-        results[part] = MEASURES[part](arguments)
+        results[part] = []
+        for record in MEASURES[part](arguments):
+            results[part].append(record)
+            # So that a run that is interrupted keeps, and has shown, what it has.
+            report.write(results, arguments.out)
+            print(report.line(record), file=sys.stderr, flush=True)
         print(report.TABLES[part](results[part]), flush=True)
-        # After each part, so that an interrupted run keeps what it has.
-        report.write(results, arguments.out)
+    report.plot(results, arguments.out)
     print(f"\nWritten to {arguments.out}")
 
 

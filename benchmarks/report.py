@@ -178,11 +178,23 @@ TABLES = {
 }
 
 
+def line(record: dict[str, Any]) -> str:
+    """What a record is of, and its time, as soon as it is there."""
+    of = ("model", "rule", "attack", "m", "d", "runs")
+    names = [f"{key} {record[key]}" for key in of if key in record]
+    spread = record["seconds" if "seconds" in record else "mapped"]
+    return ", ".join([*names, _ms(spread) + " ms"])
+
+
 def write(results: dict[str, Any], folder: pathlib.Path) -> None:
-    """`results.json`, and `rules.png` where matplotlib is installed."""
+    """`results.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+
+
+def plot(results: dict[str, Any], folder: pathlib.Path) -> None:
+    """`rules.png`, where matplotlib is installed and rules were timed."""
     if results.get("rules"):
         _plot(results["rules"], folder / "rules.png")
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ def _aggregate(rule: byzjax.Aggregator, x: Any) -> Any:
 
 def measure(
     m: int, d: int, names: Sequence[str], *, rounds: int, compare: bool
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One record a rule, timed in turn with a read, a copy, and other libraries' rule.
 
     The first two records are the read and the copy.
@@ -76,7 +76,6 @@ def measure(
         "one read": timing.compile_for(read_once, x),
         "copy": timing.compile_for(jnp.negative, x),
     }
-    records = []
     for name in (*always, *names):
         program = always.get(name)
         if program is None:
@@ -94,23 +93,20 @@ def measure(
             spreads = timing.interleaved(cases, apart=others, rounds=rounds)
         seconds = spreads[name].median
         read, copy = spreads["one read"].median, spreads["copy"].median
-        records.append(
-            {
-                "rule": name,
-                "m": m,
-                "d": d,
-                "seconds": spreads[name]._asdict(),
-                "reads": seconds / read,
-                "read_seconds": read,
-                # A copy moves the stack twice; a rule has to read it once.
-                "copy_bandwidth_share": copy * (m + 1) / (2 * m) / seconds,
-                "compile_seconds": program.compile_seconds,
-                "program_lines": program.program_lines,
-                "temp_bytes": program.temp_bytes,
-                "peers": {library: spreads[library]._asdict() for library in others},
-            }
-        )
-    return records
+        yield {
+            "rule": name,
+            "m": m,
+            "d": d,
+            "seconds": spreads[name]._asdict(),
+            "reads": seconds / read,
+            "read_seconds": read,
+            # A copy moves the stack twice; a rule has to read it once.
+            "copy_bandwidth_share": copy * (m + 1) / (2 * m) / seconds,
+            "compile_seconds": program.compile_seconds,
+            "program_lines": program.program_lines,
+            "temp_bytes": program.temp_bytes,
+            "peers": {library: spreads[library]._asdict() for library in others},
+        }
 
 
 def resnet_shapes() -> list[tuple[int, ...]]:

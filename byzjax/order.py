@@ -71,8 +71,8 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
 def _network(values: list[jax.Array], ranks: tuple[int, ...]) -> list[jax.Array]:
     """The values of the given ranks, by a network; nothing may be NaN.
 
-    On a GPU a minimum is one instruction too, and twice as many take ten times as long
-    to compile.
+    On a GPU a minimum is one operation as well, and twice as many operations would take
+    ten times as long to compile.
     """
 
     def on_cpu(values):

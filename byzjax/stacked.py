@@ -22,8 +22,7 @@ from byzjax import base, columns, order, reductions
 from byzjax.columns import accumulator_dtype, flat_rows
 from byzjax.gram import LARGEST_SQUARE, centered_gram, distances_in, product
 
-# Rows read one by one to mix them, in a program that grows with their number: four
-# times as fast on CPU as a product of so small matrices.
+# Rows mixed one by one, in a longer program: four times as fast on CPU as a product.
 _MOST_TERMS = 256
 _MOST_IN_PARTS = 32  # Rows whose reduction is compiled for each part of a block.
 _GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
