@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from byzjax import reductions
+from byzjax.loops import on_all_cores
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
 # read again and again in that of a core; elsewhere they only bound the memory of what
@@ -202,6 +203,7 @@ def fold(of_block, rows, vectors, *, center=None, parts=_SUMS):
             )
 
             def at_all(i, group=group, cut=cut, size=size):
+                i = on_all_cores(i)
                 places = [(k, i * cut + p) for p in range(cut) for k in group]
                 return functools.reduce(add, [at(k, j * size, size) for k, j in places])
 
@@ -290,6 +292,7 @@ def _one_loop(of_block, arrays, *scalars, on_cpu):
         return lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
     def step(i, out):
+        i = on_all_cores(i)
         firsts, begins, ends = (
             jnp.asarray(x, i.dtype) for x in (first, begin[:-1], widths)
         )
@@ -331,6 +334,7 @@ def map_columns(of_block, num_rows, x, *scalars):
             return of_block(columns, *scalars)
 
         def step(i, out):
+            i = on_all_cores(i)
             # The last block may overlap the one before, and writes the same again.
             start = jnp.minimum(i * block, n - block)
             done = _side_by_side([at(start + p * size) for p in range(cut)])

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from byzjax import columns
+from byzjax.loops import on_all_cores
 
 # More rows are compared faster by a matrix product.
 MOST_ROWS = 48
@@ -129,6 +130,7 @@ def _compared(arrays, center, turns, tiles, pieces, dtype):
         return (one - c) * (other - c)
 
     def step(x, i, kept):
+        i = on_all_cores(i)
         for k in range(pieces):
             kept += piece(x, (i * pieces + k) * (tiles * lanes))
         return kept

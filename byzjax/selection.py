@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from byzjax.loops import on_all_cores
 from byzjax.reductions import nan_last, reduce_rows, row_sum, smaller, sum_of_rows
 
 _BITS = 32
@@ -117,7 +118,7 @@ def _loop(words, ranks):
 
     def step(i, state):
         alive, left, keys = state
-        start = i * num_words
+        start = on_all_cores(i) * num_words
         row = functools.partial(lax.dynamic_index_in_dim, words, keepdims=False)
         of_bit = [row(start + j)[None] for j in range(num_words)]
         old = [alive[:, j] for j in range(num_words)]

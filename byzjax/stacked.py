@@ -21,6 +21,7 @@ from jax import lax
 from byzjax import base, columns, order, reductions
 from byzjax.columns import accumulator_dtype, flat_rows
 from byzjax.gram import LARGEST_SQUARE, centered_gram, distances_in, product
+from byzjax.loops import on_all_cores
 
 # Rows mixed one by one, in a longer program: four times as fast on CPU as a product.
 _MOST_TERMS = 256
@@ -196,14 +197,15 @@ def weighted_sum(
         w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
 
         def add(k, total):
-            return total + of_rows(x, w, [k * _GROUP + j for j in range(_GROUP)])
+            first = on_all_cores(k) * _GROUP
+            return total + of_rows(x, w, [first + j for j in range(_GROUP)])
 
         return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
 
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))
-        few = len(rows) <= order.NETWORK_LIMIT
-        out = of_rows(x, w, rows) if few else of_groups(x, w)
+        many = len(rows) > order.NETWORK_LIMIT
+        out = of_groups(x, w) if many else of_rows(x, w, rows)
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
         return out.astype(x.dtype)
@@ -290,12 +292,10 @@ def _means_jvp(sizes, primals, tangents):
 
 def _mixed(x, matrix, finite):
     """A block of y = `matrix` x, `[m, b]` → `[n, b]`."""
-    dtype = accumulator_dtype(x.dtype)
-    matrix = matrix.astype(dtype)
+    x = x.astype(accumulator_dtype(x.dtype))
     read = jnp.any(matrix != 0, axis=0)
-    x = x.astype(dtype)
     clean = jnp.where(read[:, None] & jnp.isfinite(x), x, 0)
-    matrix = jnp.where(finite[:, None], matrix, 0)
+    matrix = jnp.where(finite[:, None], matrix, 0).astype(x.dtype)
     mixed = jnp.matmul(matrix, clean, precision=lax.Precision.HIGHEST)
     return jnp.where(finite[:, None], mixed, jnp.nan)
 

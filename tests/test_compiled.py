@@ -50,6 +50,24 @@ def test_what_is_read_and_kept(name):
     assert not sorts_of_columns(program.as_text(), D)
 
 
+@pytest.mark.parametrize(
+    "rule, m",
+    [
+        (byzjax.mean(), 128),
+        (byzjax.median(), 128),
+        (byzjax.median(), 512),
+        (byzjax.krum(F), M),
+        (byzjax.ctma(byzjax.median(), F), M),
+        (byzjax.nnm(byzjax.median(), F), 33),
+    ],
+)
+def test_no_loop_over_columns_is_one_kernel(rule, m):
+    """It would run on one core. XLA:CPU may make a call of small loops only."""
+    lines = compiled(rule, m).as_text().splitlines()
+    calls = [line for line in lines if "xla_cpu_small_call" in line]
+    assert not [line for line in calls if f"{D}]" in line]
+
+
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "meamed", "phocas"])
 def test_one_pass_is_one_fusion(name):
     text = compiled(RULES[name][0]).as_text()

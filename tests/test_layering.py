@@ -22,7 +22,7 @@ MAX_LINES = 350
 # layer. The longest pattern that fits decides.
 LAYERS = [
     ["byzjax.base"],
-    ["byzjax.reductions"],
+    ["byzjax.loops", "byzjax.reductions"],
     ["byzjax.selection"],
     ["byzjax.order"],
     ["byzjax.columns", "byzjax.workers"],
