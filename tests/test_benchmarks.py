@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from benchmarks.apart import Call, Process
+from benchmarks import report
+from benchmarks.apart import Call, Process, turn
 
 PAUSE = 0.2
 
@@ -52,6 +53,30 @@ def test_what_comes_before_a_call_is_not_timed(tmp_path):
     processes = {process for _, process, _ in lines}
     assert len(processes) == 1 and str(os.getpid()) not in processes
     assert {has_jax for *_, has_jax in lines} == {"False"}
+
+
+def test_of_queued_calls_the_mean_is_taken():
+    done = []
+
+    def call():
+        time.sleep(PAUSE)
+        done.append("call")
+        return len(done)
+
+    def wait(results):
+        done.append(results)
+
+    seconds = turn(Call(call, wait=wait, queued=3))
+    assert PAUSE <= seconds < 2 * PAUSE
+    # A warm-up, and what counts.
+    assert done == [*["call"] * 3, [1, 2, 3], *["call"] * 3, [5, 6, 7]]
+
+
+def test_a_record_is_told_by_what_it_is_of():
+    seconds = {"low": 0.001, "median": 0.002, "high": 0.003}
+    record = {"rule": "krum", "m": 17, "d": 100, "seconds": seconds}
+    assert report.line(record) == "rule krum, m 17, d 100, 2.00 (1.00 to 3.00) ms"
+    assert report.line({"runs": 4, "mapped": seconds}).startswith("runs 4, 2.00 (")
 
 
 @pytest.mark.parametrize(
