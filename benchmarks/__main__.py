@@ -18,8 +18,6 @@ import jax
 from benchmarks import report, rules, step, timing
 
 PARTS = ("rules", "scaling", "trees", "step", "sweep")
-
-
 Records = Iterator[dict[str, Any]]
 
 
