@@ -225,7 +225,8 @@ def _counted(rows, rank):
     keys = turned(lax.bitcast_convert_type(rows, integer))
 
     def step(i, found):
-        higher = found ^ (one << (size - 1 - i).astype(integer))
+        bit = size - 1 - on_all_cores(i)
+        higher = found ^ (one << bit.astype(integer))
         below = sum_of_rows((keys < higher[None]).astype(jnp.float32))
         return jnp.where(below <= rank, higher, found)
 

@@ -253,7 +253,7 @@ def mix(
 
     if reduce is None:
         return jax.tree.map(of_leaf, updates)
-    if n <= _MOST_IN_PARTS:
+    if n <= (_MOST_IN_PARTS if few is None else order.NETWORK_LIMIT):
         return columns.map_bundles(of_leaf, updates)
 
     def of_columns(x, matrix, finite):
