@@ -2,9 +2,9 @@
 
 An uncentred Gram matrix cancels just when the honest workers agree; around a row that
 an attacker chose it would cancel whenever the attacker likes. So the centre is checked
-after a pass, and a better one is taken if need be. On a CPU the distances of a few
-dozen rows are measured: the centre is chosen by them, and inner products follow from
-them as long as no row lies far out.
+after a pass, and a better one is taken if need be. On CPUs and GPUs the distances of a
+few dozen rows are measured: the centre is chosen by them, and inner products follow
+from them as long as no row lies far out.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import columns, pairs
+from byzjax import columns, pairs, pairs_gpu
 from byzjax.columns import accumulator_dtype
 
 # A squared distance above this makes its row an outlier: sums of a few stay finite.
@@ -77,14 +77,27 @@ def _gram_jvp(primals, tangents):
 
 def _around_center(rows, origins):
     """Gram matrix, squared norms, squared distances, the index of the central row."""
+    ways = {}
     if origins is None and rows[0].shape[0] <= pairs.MOST_ROWS:
-        default = functools.partial(_by_products, origins=None)
-        return lax.platform_dependent(rows, cpu=_by_pairs, default=default)
-    return _by_products(rows, origins)
+        ways["cpu"] = functools.partial(
+            _by_pairs, measured=pairs.measured, multiplied=pairs.multiplied
+        )
+    if origins is None and pairs_gpu.can_measure(rows):
+
+        def multiplied(rows, center):
+            return _products(rows, None, center, parts=1)[:2]
+
+        ways["cuda"] = functools.partial(
+            _by_pairs, measured=pairs_gpu.measured, multiplied=multiplied
+        )
+    if not ways:
+        return _by_products(rows, origins)
+    default = functools.partial(_by_products, origins=None)
+    return lax.platform_dependent(rows, **ways, default=default)
 
 
-def _by_pairs(rows):
-    norms, distances = pairs.measured(rows)
+def _by_pairs(rows, *, measured, multiplied):
+    norms, distances = measured(rows)
     m = norms.shape[0]
     finite = norms < LARGEST_SQUARE
     both = finite[:, None] & finite[None, :]
@@ -99,15 +112,15 @@ def _by_pairs(rows):
     from_center = squares[center]
     gram = (from_center[:, None] + from_center[None, :] - squares) / 2
 
-    def multiplied(_):
-        inner, towards = pairs.multiplied(rows, center)
-        inner += jnp.diag(distances[center])
+    def by_products(_):
+        inner, towards = multiplied(rows, center)
+        inner = jnp.where(np.eye(m, dtype=bool), jnp.diag(distances[center]), inner)
         origin = norms[center, None, None]
         return False, jnp.block([[inner, towards[:, None]], [towards[None], origin]])
 
     # A loop of one turn at most: of a condition, both sides would run under vmap. Rules
     # that read distances alone are compiled without it.
-    _, gram = lax.while_loop(lambda carry: carry[0], multiplied, (far_out, gram))
+    _, gram = lax.while_loop(lambda carry: carry[0], by_products, (far_out, gram))
     return gram, norms, distances, center
 
 
@@ -188,6 +201,15 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _gram_pass(rows, origins, center, dtype, *, parts):
     """One pass over the stack, centred on the row of index `center`."""
+    inner, towards, squared_norms = _products(rows, origins, center, parts=parts)
+    gram = jnp.block(
+        [[inner, towards[:, None]], [towards[None, :], squared_norms[center]]]
+    )
+    return gram.astype(dtype), squared_norms.astype(dtype)
+
+
+def _products(rows, origins, center, *, parts):
+    """Inner products around a row [m, m], with the origin [m], squared norms [m]."""
     m = rows[0].shape[0]
     # A product of 16 rows takes two thirds of the time of one of 18 on CPU, whose
     # vectors hold 16 numbers: the centre and the origin need no part in it.
@@ -210,7 +232,4 @@ def _gram_pass(rows, origins, center, dtype, *, parts):
     if is_last:
         inner = jnp.pad(inner, (0, 1))
         towards = jnp.pad(towards, (0, 1))
-    gram = jnp.block(
-        [[inner, towards[:, None]], [towards[None, :], squared_norms[center]]]
-    )
-    return gram.astype(dtype), squared_norms.astype(dtype)
+    return inner, towards, squared_norms

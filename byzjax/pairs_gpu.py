@@ -1,0 +1,164 @@
+"""Distances of all rows of a stack, taken pair by pair, in a kernel for NVIDIA GPUs.
+
+A product of so few rows leaves most of a GPU idle. Here a thread keeps a column of some
+rows and a sum for every pair of them in its registers. A few dozen rows come in groups,
+whose pairs fit: within a group, and between two.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# More rows are compared faster by a matrix product.
+MOST_ROWS = 48
+# Of a group that is alone, and of one among others: pairs that registers hold.
+_MOST_ALONE = 18
+_MOST_OF_GROUP = 11
+_LANES = 128
+# Of each pair of groups: what a large GPU holds at once.
+_PROGRAMS = 264
+# Elements of arrays that are copied side by side instead: a kernel of a width of their
+# own would take seconds to compile.
+_MOST_COPIED = 1 << 25
+# Of Hopper: what the kernel is written in has no older GPUs.
+_CAPABILITY = 9
+INTERPRET = None  # How it runs without a GPU, for tests.
+
+
+def can_measure(rows: list[jax.Array]) -> bool:
+    """Whether `measured` serves these arrays.
+
+    A kernel is for one device: of sharded arrays it would ask for all on each. Its
+    sums are float32, and its indices 32 bits. Without a GPU it is not even traced,
+    which takes a second.
+    """
+    if jax.default_backend() != "gpu" or jax.device_count() > 1:
+        return False
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    major = capability.partition(".")[0]
+    recent = major.isdecimal() and int(major) >= _CAPABILITY
+    small = all(x.size < 2**31 for x in rows)
+    narrow = all(x.dtype.itemsize <= 4 for x in rows)
+    return recent and rows[0].shape[0] <= MOST_ROWS and small and narrow
+
+
+@jax.custom_batching.custom_vmap
+def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Squared norms [m] and squared distances [m, m] of rows `[m, n]`, side by side.
+
+    Neither is finite for rows that are not, or whose square overflows.
+
+    Args:
+      rows: for which `can_measure`.
+    """
+    m = rows[0].shape[0]
+    same = np.eye(m, dtype=bool)
+    total = jnp.zeros((m, m), jnp.float32)
+    rest = []
+    for x in _arrays(rows):
+        turns = x.shape[1] // (_PROGRAMS * _LANES)
+        if turns:
+            total += _sums(x, turns, _PROGRAMS)
+        rest.append(x[:, turns * _PROGRAMS * _LANES :].astype(jnp.float32))
+    x = jnp.concatenate(rest, axis=1)
+    gaps = x[:, None] - jnp.where(same[:, :, None], 0, x[None])
+    total += jnp.sum(gaps * gaps, axis=-1)
+    return jnp.diagonal(total), jnp.where(same, 0, total)
+
+
+@measured.def_vmap
+def _one_by_one(axis_size, in_batched, rows):
+    def of_all(x, batched):
+        return x if batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
+
+    stacks = jax.tree.map(of_all, rows, in_batched[0])
+    return lax.map(measured, stacks), (True, True)
+
+
+def _arrays(rows):
+    """The same columns, in arrays of few widths and dtypes."""
+    kinds = {}
+    for x in rows:
+        kinds.setdefault((x.shape[1], x.dtype), []).append(x)
+    groups = sorted(kinds.values(), key=lambda group: sum(x.size for x in group))
+    of_dtype = {}
+    elements = 0
+    while groups and elements + sum(x.size for x in groups[0]) <= _MOST_COPIED:
+        for x in groups.pop(0):
+            elements += x.size
+            of_dtype.setdefault(x.dtype, []).append(x)
+    together = [jnp.concatenate(arrays, axis=1) for arrays in of_dtype.values()]
+    return together + [x for group in groups for x in group]
+
+
+@functools.partial(jax.jit, static_argnames=("turns", "programs"))
+def _sums(x, turns, programs):
+    """Σ (x_i − x_j)² [m, m] over the first columns, with Σ x_i² on the diagonal."""
+    m = x.shape[0]
+    num_groups = 1 if m <= _MOST_ALONE else -(-m // _MOST_OF_GROUP)
+    size = -(-m // num_groups)
+    groups = range(num_groups)
+    inside = list(itertools.combinations_with_replacement(range(size), 2))
+    across = list(itertools.product(range(size), repeat=2))
+    total = jnp.zeros((num_groups * size,) * 2, jnp.float32)
+    for pairs, of_groups in (
+        (inside, [(g, g) for g in groups]),
+        (across, list(itertools.combinations(groups, 2))),
+    ):
+        if of_groups:
+            sums = _kernel(x, pairs, of_groups, size, turns, programs)
+            at = np.asarray(of_groups) * size
+            first, second = np.asarray(pairs).T
+            i, j = at[:, :1] + first, at[:, 1:] + second
+            total = total.at[i, j].set(sums).at[j, i].set(sums)
+    return total[:m, :m]
+
+
+def _kernel(x, pairs, groups, size, turns, programs):
+    """Sums for pairs of rows of pairs of groups; of a row and itself of its square.
+
+    A program takes, of a pair of groups, every so many columns.
+    """
+    # Only what has a GPU needs what takes a second to import.
+    from jax.experimental import pallas
+    from jax.experimental.pallas import mosaic_gpu
+
+    apart = groups[0][0] != groups[0][1]
+    last = x.shape[0] - 1
+
+    def first_rows(k, side):
+        first = jnp.int32(groups[0][side] * size)
+        for number, pair in enumerate(groups[1:], 1):
+            first = jnp.where(k == number, jnp.int32(pair[side] * size), first)
+        # Rows that the last group lacks are the last row again.
+        return [jnp.minimum(first + jnp.int32(i), jnp.int32(last)) for i in range(size)]
+
+    def body(x, out):
+        program, k = lax.axis_index("program"), lax.axis_index("groups")
+        one, other = first_rows(k, 0), first_rows(k, 1)
+
+        def turn(t, sums):
+            lanes = pallas.ds((t * programs + program) * _LANES, _LANES)
+            a = [x[row, lanes].astype(jnp.float32) for row in one]
+            b = [x[row, lanes].astype(jnp.float32) for row in other] if apart else a
+            gaps = [a[i] - b[j] if apart or i != j else a[i] for i, j in pairs]
+            return tuple(s + gap * gap for s, gap in zip(sums, gaps, strict=True))
+
+        layout = mosaic_gpu.Layout.WG_STRIDED((_LANES,), 1)
+        zero = mosaic_gpu.layout_cast(jnp.zeros((_LANES,), jnp.float32), layout)
+        for q, lanes in enumerate(lax.fori_loop(0, turns, turn, (zero,) * len(pairs))):
+            out[k, program, q] = jnp.sum(lanes)
+
+    shape = (len(groups), programs, len(pairs))
+    of_programs = mosaic_gpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
+        grid=(programs, len(groups)),
+        grid_names=("program", "groups"),
+        interpret=INTERPRET,
+    )(x)
+    return jnp.sum(of_programs, axis=1)
