@@ -5,7 +5,6 @@ rows and a sum for every pair of them in its registers. A few dozen rows come in
 whose pairs fit: within a group, and between two.
 """
 
-import functools
 import itertools
 
 import jax
@@ -21,9 +20,10 @@ _MOST_OF_GROUP = 11
 _LANES = 128
 # Of each pair of groups: what a large GPU holds at once.
 _PROGRAMS = 264
-# Elements of arrays that are copied side by side instead: a kernel of a width of their
-# own would take seconds to compile.
+# Elements of arrays that are copied side by side, and how many others there can be: a
+# kernel takes seconds to compile.
 _MOST_COPIED = 1 << 25
+_MOST_WIDE = 8
 # Of Hopper: what the kernel is written in has no older GPUs.
 _CAPABILITY = 9
 INTERPRET = None  # How it runs without a GPU, for tests.
@@ -43,7 +43,8 @@ def can_measure(rows: list[jax.Array]) -> bool:
     recent = major.isdecimal() and int(major) >= _CAPABILITY
     small = all(x.size < 2**31 for x in rows)
     narrow = all(x.dtype.itemsize <= 4 for x in rows)
-    return recent and rows[0].shape[0] <= MOST_ROWS and small and narrow
+    few = rows[0].shape[0] <= MOST_ROWS and len(_split(rows)[1]) <= _MOST_WIDE
+    return recent and small and narrow and few
 
 
 @jax.custom_batching.custom_vmap
@@ -59,7 +60,8 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     same = np.eye(m, dtype=bool)
     total = jnp.zeros((m, m), jnp.float32)
     rest = []
-    for x in _arrays(rows):
+    copied, wide = _split(rows)
+    for x in [*_side_by_side(copied), *wide]:
         turns = x.shape[1] // (_PROGRAMS * _LANES)
         if turns:
             total += _sums(x, turns, _PROGRAMS)
@@ -79,23 +81,21 @@ def _one_by_one(axis_size, in_batched, rows):
     return lax.map(measured, stacks), (True, True)
 
 
-def _arrays(rows):
-    """The same columns, in arrays of few widths and dtypes."""
-    kinds = {}
-    for x in rows:
-        kinds.setdefault((x.shape[1], x.dtype), []).append(x)
-    groups = sorted(kinds.values(), key=lambda group: sum(x.size for x in group))
+def _split(rows):
+    """Arrays that are copied side by side, the smallest ones, and the wide ones."""
+    by_size = sorted(rows, key=lambda x: x.size)
+    elements = np.cumsum([x.size for x in by_size])
+    count = int(np.sum(elements <= _MOST_COPIED))
+    return by_size[:count], by_size[count:]
+
+
+def _side_by_side(arrays):
     of_dtype = {}
-    elements = 0
-    while groups and elements + sum(x.size for x in groups[0]) <= _MOST_COPIED:
-        for x in groups.pop(0):
-            elements += x.size
-            of_dtype.setdefault(x.dtype, []).append(x)
-    together = [jnp.concatenate(arrays, axis=1) for arrays in of_dtype.values()]
-    return together + [x for group in groups for x in group]
+    for x in arrays:
+        of_dtype.setdefault(x.dtype, []).append(x)
+    return [jnp.concatenate(same, axis=1) for same in of_dtype.values()]
 
 
-@functools.partial(jax.jit, static_argnames=("turns", "programs"))
 def _sums(x, turns, programs):
     """Σ (x_i − x_j)² [m, m] over the first columns, with Σ x_i² on the diagonal."""
     m = x.shape[0]

@@ -26,7 +26,7 @@ LAYERS = [
     ["byzjax.selection"],
     ["byzjax.order"],
     ["byzjax.columns", "byzjax.workers"],
-    ["byzjax.pairs"],
+    ["byzjax.pairs", "byzjax.pairs_gpu"],
     ["byzjax.gram"],
     ["byzjax.stacked"],
     ["byzjax.lifts"],

@@ -120,14 +120,21 @@ def test_under_vmap():
 
 
 def test_wide_leaves_are_not_copied(monkeypatch):
-    """Side by side are those of the widths that fit, by dtype; none is left out."""
-    monkeypatch.setattr(pairs_gpu, "_MOST_COPIED", 3000)
+    """Side by side are the smallest, by dtype, as far as the memory goes."""
+    monkeypatch.setattr(pairs_gpu, "_MOST_COPIED", 3 * 180)
     half, single = jnp.bfloat16, jnp.float32
-    widths = [(700, single), (40, single), (700, single), (30, half), (40, single)]
+    widths = [(700, single), (40, single), (70, half), (30, half), (40, single)]
     leaves = [of_shape(3, n, dtype=dtype) for n, dtype in widths]
-    arrays = jax.eval_shape(pairs_gpu._arrays, leaves)
-    found = sorted((x.shape[1], x.dtype.name) for x in arrays)
-    assert found == [(30, "bfloat16"), (80, "float32")] + 2 * [(700, "float32")]
+    copied, wide = pairs_gpu._split(leaves)
+    assert [x.shape[1] for x in wide] == [700]
+    together = jax.eval_shape(pairs_gpu._side_by_side, copied)
+    found = {x.dtype.name: x.shape for x in together}
+    assert found == {"bfloat16": (3, 100), "float32": (3, 80)}
+
+
+def test_wide_and_narrow_leaves_all_count(monkeypatch):
+    monkeypatch.setattr(pairs_gpu, "_MOST_COPIED", 5 * 600)
+    check(*stack(5, [1200, 40, UNIT, 500, 1200]))
 
 
 def of_shape(*shape, dtype=jnp.float32):
@@ -153,13 +160,16 @@ def test_without_a_gpu_it_is_not_traced():
 
 
 def test_whom_it_serves(monkeypatch):
-    """Not what its indices or its sums cannot hold."""
+    """Not what its indices or sums cannot hold, or what takes long to compile."""
     as_with(monkeypatch, "9.0")
     assert pairs_gpu.can_measure([of_shape(17, 10**8), of_shape(17, 3)])
     assert pairs_gpu.can_measure([of_shape(17, 9, dtype=jnp.bfloat16)])
     assert not pairs_gpu.can_measure([of_shape(pairs_gpu.MOST_ROWS + 1, 9)])
     assert not pairs_gpu.can_measure([of_shape(17, 3), of_shape(17, 2**31 // 17 + 1)])
     assert not pairs_gpu.can_measure([of_shape(17, 9, dtype=jnp.float64)])
+    wide = of_shape(17, 2**21)
+    assert pairs_gpu.can_measure(pairs_gpu._MOST_WIDE * [wide] + 60 * [of_shape(17, 9)])
+    assert not pairs_gpu.can_measure((pairs_gpu._MOST_WIDE + 1) * [wide])
 
 
 @pytest.mark.parametrize(
