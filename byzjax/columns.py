@@ -18,10 +18,11 @@ from byzjax import reductions
 from byzjax.loops import on_all_cores
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
-# read again and again in that of a core; elsewhere they only bound the memory of what
-# is computed from it. In elements, not columns.
+# read again and again in half of it: in less, many kernels would be started for little
+# each. Elsewhere they only bound the memory of what is computed from it. In elements,
+# not columns.
 _CPU_BLOCK = 1 << 20
-_CPU_PART_TO_REREAD = 1 << 16
+_CPU_PART_TO_REREAD = 1 << 19
 _DEVICE_BLOCK = 1 << 25
 # XLA:CPU runs the operations of a loop's body on one core if there are few of them, and
 # on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
