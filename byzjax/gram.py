@@ -2,9 +2,9 @@
 
 An uncentred Gram matrix cancels just when the honest workers agree; around a row that
 an attacker chose it would cancel whenever the attacker likes. So the centre is checked
-after a pass, and a better one is taken if need be. On CPUs and GPUs the distances of a
-few dozen rows are measured: the centre is chosen by them, and inner products follow
-from them as long as no row lies far out.
+after a pass, and a better one is taken if need be. On CPUs and some GPUs the distances
+of a few dozen rows are measured: the centre is chosen by them, and inner products
+follow from them as long as no row lies far out.
 """
 
 import functools

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# More rows are compared faster by a matrix product.
+# Of more, every row is read by many pairs of groups.
 MOST_ROWS = 48
 # Of a group that is alone, and of one among others: pairs that registers hold.
 _MOST_ALONE = 18
@@ -64,7 +64,7 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     for x in [*_side_by_side(copied), *wide]:
         turns = x.shape[1] // (_PROGRAMS * _LANES)
         if turns:
-            total += _sums(x, turns, _PROGRAMS)
+            total += _sums(x, turns)
         rest.append(x[:, turns * _PROGRAMS * _LANES :].astype(jnp.float32))
     x = jnp.concatenate(rest, axis=1)
     gaps = x[:, None] - jnp.where(same[:, :, None], 0, x[None])
@@ -96,7 +96,7 @@ def _side_by_side(arrays):
     return [jnp.concatenate(same, axis=1) for same in of_dtype.values()]
 
 
-def _sums(x, turns, programs):
+def _sums(x, turns):
     """Σ (x_i − x_j)² [m, m] over the first columns, with Σ x_i² on the diagonal."""
     m = x.shape[0]
     num_groups = 1 if m <= _MOST_ALONE else -(-m // _MOST_OF_GROUP)
@@ -110,7 +110,7 @@ def _sums(x, turns, programs):
         (across, list(itertools.combinations(groups, 2))),
     ):
         if of_groups:
-            sums = _kernel(x, pairs, of_groups, size, turns, programs)
+            sums = _kernel(x, pairs, of_groups, size, turns)
             at = np.asarray(of_groups) * size
             first, second = np.asarray(pairs).T
             i, j = at[:, :1] + first, at[:, 1:] + second
@@ -118,12 +118,12 @@ def _sums(x, turns, programs):
     return total[:m, :m]
 
 
-def _kernel(x, pairs, groups, size, turns, programs):
+def _kernel(x, pairs, groups, size, turns):
     """Sums for pairs of rows of pairs of groups; of a row and itself of its square.
 
     A program takes, of a pair of groups, every so many columns.
     """
-    # Only what has a GPU needs what takes a second to import.
+    # Imported here: only what runs on a GPU needs it.
     from jax.experimental import pallas
     from jax.experimental.pallas import mosaic_gpu
 
@@ -142,7 +142,7 @@ def _kernel(x, pairs, groups, size, turns, programs):
         one, other = first_rows(k, 0), first_rows(k, 1)
 
         def turn(t, sums):
-            lanes = pallas.ds((t * programs + program) * _LANES, _LANES)
+            lanes = pallas.ds((t * _PROGRAMS + program) * _LANES, _LANES)
             a = [x[row, lanes].astype(jnp.float32) for row in one]
             b = [x[row, lanes].astype(jnp.float32) for row in other] if apart else a
             gaps = [a[i] - b[j] if apart or i != j else a[i] for i, j in pairs]
@@ -153,11 +153,11 @@ def _kernel(x, pairs, groups, size, turns, programs):
         for q, lanes in enumerate(lax.fori_loop(0, turns, turn, (zero,) * len(pairs))):
             out[k, program, q] = jnp.sum(lanes)
 
-    shape = (len(groups), programs, len(pairs))
+    shape = (len(groups), _PROGRAMS, len(pairs))
     of_programs = mosaic_gpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
-        grid=(programs, len(groups)),
+        grid=(_PROGRAMS, len(groups)),
         grid_names=("program", "groups"),
         interpret=INTERPRET,
     )(x)
