@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_AT_ONCE = 16
+
 
 def reduce_rows(function, rows: jax.Array) -> jax.Array:
     """`function` of two over all rows, in a program that grows as their logarithm.
@@ -23,13 +25,18 @@ def reduce_rows(function, rows: jax.Array) -> jax.Array:
 
 
 def sum_of_rows(rows: jax.Array) -> jax.Array:
-    """The sum along axis 0, in a program that does not grow with the rows."""
+    """The sum along axis 0, in a program that does not grow with the rows.
+
+    Sixteen at once, and a product has less to read. So many uses of a block that is cut
+    out of a stack are too many for XLA:CPU to fuse it with them, into kernels that take
+    one number at a time.
+    """
     m = rows.shape[0]
-    if m >= 16:  # Eight at once: a product then has less to read.
-        eighth = m // 8
-        parts = rows[: 8 * eighth].reshape(8, eighth, *rows.shape[1:])
-        first = row_sum([parts[i] for i in range(8)])
-        rows = jnp.concatenate([first, rows[8 * eighth :]])
+    if m >= 2 * _AT_ONCE:
+        size = m // _AT_ONCE
+        parts = rows[: size * _AT_ONCE].reshape(_AT_ONCE, size, *rows.shape[1:])
+        first = row_sum([parts[i] for i in range(_AT_ONCE)])
+        rows = jnp.concatenate([first, rows[size * _AT_ONCE :]])
     ones = jnp.ones((rows.shape[0],), rows.dtype)
     flat = rows.reshape(rows.shape[0], -1)
     total = jnp.matmul(ones, flat, precision=lax.Precision.HIGHEST)

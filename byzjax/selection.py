@@ -18,14 +18,21 @@ from jax import lax
 from byzjax.loops import on_all_cores
 from byzjax.reductions import nan_last, reduce_rows, row_sum, smaller, sum_of_rows
 
+# The operators of arrays take several times as long to trace.
+_and, _or, _xor, _select = lax.bitwise_and, lax.bitwise_or, lax.bitwise_xor, lax.select
+_left, _right = lax.shift_left, lax.shift_right_logical
+
 _BITS = 32
 _ALL = 0xFFFFFFFF
 _NAN = 0x7FFFFFFF
 # In fewer columns the program is not worth its compilation.
 _LEAST_COLUMNS = 64
-# Words of one bit, above which the bits are taken in a loop. XLA:CPU would fuse the
-# steps for all of 16 words too, and run them for minutes.
-_MOST_FUSED = 4
+# Words whose counts are taken in one kernel. XLA:CPU would fuse those of all bits of 16
+# words too, and run them for minutes.
+_MOST_FUSED = 128
+# Words of one bit, above which the bits are taken in a loop, as kernels for each would
+# take long to compile. 16 words are 512 rows.
+_MOST_UNROLLED = 16
 # More would make the program of a step long. 128 words are 4096 rows.
 _MOST_WORDS = 128
 
@@ -68,26 +75,58 @@ def _select_jvp(ranks, primals, tangents):
 def _by_words(rows, ranks):
     """`select` for `[m, n]` by words of bits."""
     words = _words(rows.astype(jnp.float32))
-    if words[0].shape[0] <= _MOST_FUSED:
-        keys = [_fused(words, rank) for rank in ranks]
+    num_words = words[0].shape[0]
+    if num_words * _BITS <= _MOST_FUSED:  # One by one is faster, and two kernels.
+        keys = jnp.concatenate([_unrolled(words, (rank,)) for rank in ranks])
+    elif num_words <= _MOST_UNROLLED:
+        keys = _unrolled(words, ranks)
     else:
-        keys = list(_loop(words, ranks))
+        keys = _loop(words, ranks)
     # In a kernel of its own: else whatever reads a value would find it again.
-    found = _at_once(_bits, keys)
-    values = [lax.bitcast_convert_type(bits, jnp.float32) for bits in found]
-    return [nan_last(value).astype(rows.dtype) for value in values]
+    (found,) = _at_once(_bits, [keys])
+    values = nan_last(lax.bitcast_convert_type(found, jnp.float32))
+    return list(values.astype(rows.dtype))
 
 
-def _fused(words, rank):
-    """The key of a rank, `[n]`, in one kernel."""
+def _unrolled(words, ranks):
+    """The keys of ranks, `[ranks, n]`: some bits in one kernel, then the next.
+
+    The rank and the bits found share a word, so that a kernel has one result.
+    """
     num_words, n = words[0].shape
-    alive = [jnp.full((n,), _ALL, jnp.uint32)] * num_words
-    left = jnp.full((n,), rank, jnp.uint32)
-    key = jnp.zeros((n,), jnp.uint32)
-    for word in words:
-        alive, left, bit = _step(alive, left, [word[i] for i in range(num_words)])
-        key = key << _u32(1) | bit
-    return key
+    size = min(_BITS, 1 << ((_MOST_FUSED // num_words).bit_length() - 1))
+    alive = jnp.full((len(ranks), num_words, n), _ALL, jnp.uint32)
+    left = jnp.broadcast_to(jnp.asarray(ranks, jnp.uint32)[:, None], (len(ranks), n))
+    keys = jnp.zeros_like(left)
+    for first in range(0, _BITS, size):
+        some = words[first : first + size]
+        rows = _split(alive)
+        digit = jnp.zeros_like(left)
+        for word in some:
+            of_bit = _split(lax.broadcast_in_dim(word, alive.shape, (1, 2)))
+            rows, left, bit = _step(rows, left, of_bit)
+            digit = _or(_left(digit, lax.full_like(digit, 1)), bit)
+        if size == _BITS:
+            return digit
+        # In kernels of their own: else the next bits would find them again.
+        (both,) = _at_once(list, [left << _u32(size) | digit])
+        left, digit = both >> _u32(size), both & _u32((1 << size) - 1)
+        keys = keys << _u32(size) | digit
+        for i, word in enumerate(some):
+            alive = alive & _same(word, digit >> _u32(size - 1 - i))
+        (alive,) = _at_once(list, [alive])
+    return keys
+
+
+def _split(words):
+    """`[ranks, words, n]` as `[ranks, n]` each."""
+    return [lax.index_in_dim(words, j, 1, False) for j in range(words.shape[1])]
+
+
+def _same(words, keys):
+    """Words of the rows whose bit is the last of a key, `[ranks, words, n]`."""
+    zero = jnp.where((keys & _u32(1)) == _u32(0), _u32(_ALL), _u32(0))
+    return words[None] ^ zero[:, None]
 
 
 def _step(alive, left, words):
@@ -101,11 +140,11 @@ def _step(alive, left, words):
     Returns:
       The same for the next bit, and the bit found.
     """
-    zeros = [a & ~word for a, word in zip(alive, words, strict=True)]
+    zeros = [_and(a, lax.bitwise_not(w)) for a, w in zip(alive, words, strict=True)]
     count = row_sum([lax.population_count(zero) for zero in zeros])
     one = left >= count
-    alive = [jnp.where(one, a ^ z, z) for a, z in zip(alive, zeros, strict=True)]
-    return alive, jnp.where(one, left - count, left), one.astype(jnp.uint32)
+    alive = [_select(one, _xor(a, z), z) for a, z in zip(alive, zeros, strict=True)]
+    return alive, _select(one, left - count, left), one.astype(jnp.uint32)
 
 
 def _loop(words, ranks):
@@ -119,15 +158,15 @@ def _loop(words, ranks):
     def step(i, state):
         alive, left, keys = state
         start = on_all_cores(i) * num_words
-        row = functools.partial(lax.dynamic_index_in_dim, words, keepdims=False)
-        of_bit = [row(start + j)[None] for j in range(num_words)]
-        old = [alive[:, j] for j in range(num_words)]
-        _, new, bit = _step(old, left >> _u32(1), of_bit)
+        # Each by itself: a cut that is used again is read one number at a time.
+        row = functools.partial(lax.dynamic_slice_in_dim, words, slice_size=1)
+        of_bit = [row(start + j) for j in range(num_words)]
+        of_bit = [lax.broadcast_in_dim(x, left.shape, (0, 1)) for x in of_bit]
+        _, new, bit = _step(_split(alive), left >> _u32(1), of_bit)
         left = new << _u32(1) | bit
         keys = keys << _u32(1) | (left & _u32(1))
-        zero = jnp.where((keys & _u32(1)) == _u32(0), _u32(_ALL), _u32(0))
-        words_of_bit = lax.dynamic_slice_in_dim(words, start, num_words)
-        return alive & (words_of_bit[None] ^ zero[:, None]), left, keys
+        word = lax.dynamic_slice_in_dim(words, start, num_words)
+        return alive & _same(word, keys), left, keys
 
     alive = jnp.full((len(ranks), num_words, n), _ALL, jnp.uint32)
     left = jnp.asarray([[2 * rank] for rank in ranks], jnp.uint32)
@@ -158,11 +197,11 @@ def _transposed(words):
     size = _BITS // 2
     low = _ALL >> size
     while size:
-        low_half, high_half = _u32(low), _u32(low ^ _ALL)
+        low_half, high_half, by = _u32(low), _u32(low ^ _ALL), _u32(size)
         for i in (i for i in range(_BITS) if not i & size):
             a, b = words[i], words[i + size]
-            words[i] = (a & low_half) | ((b & low_half) << _u32(size))
-            words[i + size] = ((a & high_half) >> _u32(size)) | (b & high_half)
+            words[i] = _or(_and(a, low_half), _left(_and(b, low_half), by))
+            words[i + size] = _or(_right(_and(a, high_half), by), _and(b, high_half))
         size //= 2
         low ^= (low << size) & _ALL
     sign, *rest = words[::-1]
