@@ -27,9 +27,9 @@ def reduce_rows(function, rows: jax.Array) -> jax.Array:
 def sum_of_rows(rows: jax.Array) -> jax.Array:
     """The sum along axis 0, in a program that does not grow with the rows.
 
-    Sixteen at once, and a product has less to read. So many uses of a block that is cut
-    out of a stack are too many for XLA:CPU to fuse it with them, into kernels that take
-    one number at a time.
+    Sixteen at once, so that a product has less to read. With eight XLA:CPU would fuse
+    what is summed, cut out of a stack, with the sum, in a kernel that takes one number
+    at a time; what has sixteen uses is written by a kernel of its own.
     """
     m = rows.shape[0]
     if m >= 2 * _AT_ONCE:
