@@ -5,6 +5,7 @@ worker axis, `[m, ...]`. An attack maps stacked to stacked, an aggregator maps s
 to a plain tree `[...]`. Both are optax transformations, so both are links of a chain.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -186,9 +187,18 @@ def _one_of(given: int | None, passed: int | None) -> int:
 
 def stack_rows(first: Tree, second: Tree) -> Tree:
     """Two stacked trees, `[h, ...]` and `[f, ...]`, as one, `[h + f, ...]`."""
-    return jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=0), first, second
-    )
+
+    def stack(a, b):
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(
+                f"rows need one shape to be stacked, got {a.shape} and {b.shape}"
+            )
+        # Flat, as what reads them is: XLA:CPU would write them once in either shape.
+        rows = [x.reshape(len(x), math.prod(x.shape[1:])) for x in (a, b)]
+        joined = jnp.concatenate([rows[0], rows[1].astype(a.dtype)])
+        return joined.reshape(len(a) + len(b), *a.shape[1:])
+
+    return jax.tree.map(stack, first, second)
 
 
 class WithKeyState(NamedTuple):

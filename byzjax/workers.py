@@ -1,5 +1,6 @@
 """Every worker's state, `copies`, and work, at once or in chunks, `map_workers`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,15 +42,22 @@ def map_workers(
     chunks = 1 if at_most is None else -(-count // at_most)
     if chunks == 1:
         return jax.vmap(function)(operands)
-    tree, places = None, []
+    leaves, structure = jax.tree.flatten(operands)
+    tree, places, shapes = None, [], []
 
-    def without_copies(one):
-        nonlocal tree, places
-        leaves, tree = jax.tree.flatten(function(one))
+    def of_flat(rows):
+        nonlocal tree, places, shapes
+        one = [x.reshape(leaf.shape[1:]) for x, leaf in zip(rows, leaves, strict=True)]
+        results, tree = jax.tree.flatten(function(structure.unflatten(one)))
         # A message often is the worker's new state itself: one copy of it is kept.
         seen = {}
-        places = [seen.setdefault(id(x), len(seen)) for x in leaves]
-        return list({id(x): x for x in leaves}.values())
+        places = [seen.setdefault(id(x), len(seen)) for x in results]
+        results = {id(x): x for x in results}.values()
+        shapes = [x.shape for x in results]
+        return [x.ravel() for x in results]
 
-    kept = lax.map(without_copies, operands, batch_size=-(-count // chunks))
+    # XLA:CPU copies the ten numbers of a layer's last axis one at a time.
+    flat = [x.reshape(count, math.prod(x.shape[1:])) for x in leaves]
+    kept = lax.map(of_flat, flat, batch_size=-(-count // chunks))
+    kept = [x.reshape(count, *shape) for x, shape in zip(kept, shapes, strict=True)]
     return jax.tree.unflatten(tree, [kept[i] for i in places])
