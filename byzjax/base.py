@@ -5,7 +5,6 @@ worker axis, `[m, ...]`. An attack maps stacked to stacked, an aggregator maps s
 to a plain tree `[...]`. Both are optax transformations, so both are links of a chain.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -190,13 +189,10 @@ def stack_rows(first: Tree, second: Tree) -> Tree:
 
     def stack(a, b):
         if a.shape[1:] != b.shape[1:]:
-            raise ValueError(
-                f"rows need one shape to be stacked, got {a.shape} and {b.shape}"
-            )
+            raise ValueError(f"rows need one shape, got {a.shape} and {b.shape}")
         # Flat, as what reads them is: XLA:CPU would write them once in either shape.
-        rows = [x.reshape(len(x), math.prod(x.shape[1:])) for x in (a, b)]
-        joined = jnp.concatenate([rows[0], rows[1].astype(a.dtype)])
-        return joined.reshape(len(a) + len(b), *a.shape[1:])
+        rows = [x.reshape(len(x), a.size // len(a)).astype(a.dtype) for x in (a, b)]
+        return jnp.concatenate(rows).reshape(len(a) + len(b), *a.shape[1:])
 
     return jax.tree.map(stack, first, second)
 

@@ -5,7 +5,6 @@ aggregator, server transform, in this order; a run is `lax.scan` over steps and 
 over seeds is `vmap` over runs, each of them one XLA program.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -314,14 +313,11 @@ def _check_shapes(what, tree, like):
 
 
 def _norm(tree):
-    """Euclidean norm over the whole tree, leaves of any dtypes.
-
-    By products: for sums XLA:CPU would copy what the terms are computed from.
-    """
-    leaves = jax.tree.leaves(tree)
-    wide = [x.astype(columns.accumulator_dtype(x.dtype)) for x in leaves]
-    product = functools.partial(jnp.vdot, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sqrt(columns.total([product(x, x) for x in wide]))
+    """Euclidean norm of a tree, by products: XLA:CPU would copy what sums are of."""
+    wide = [x.astype(columns.accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
+    precision = jax.lax.Precision.HIGHEST
+    squares = [jnp.vdot(x, x, precision=precision) for x in wide]
+    return jnp.sqrt(columns.total(squares))
 
 
 def _clip(grads, max_norm):

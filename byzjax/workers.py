@@ -49,6 +49,7 @@ def map_workers(
         nonlocal tree, places, shapes
         one = [x.reshape(leaf.shape[1:]) for x, leaf in zip(rows, leaves, strict=True)]
         results, tree = jax.tree.flatten(function(structure.unflatten(one)))
+        results = [jnp.asarray(x) for x in results]
         # A message often is the worker's new state itself: one copy of it is kept.
         seen = {}
         places = [seen.setdefault(id(x), len(seen)) for x in results]

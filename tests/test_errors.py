@@ -307,6 +307,17 @@ def test_an_attack_wants_to_know_how_many():
         attack.apply(ROWS, num_byzantine=-1)
 
 
+def test_messages_of_another_shape_are_refused():
+    """Of as many numbers, too, which could be stacked as flat rows."""
+
+    def forge(honest, own, state, **extra):
+        return own.mT, state
+
+    attack = byzjax.Attack(forge, num_byzantine=1)
+    match = re.escape("rows need one shape, got (4, 2, 3) and (1, 3, 2)")
+    refused(ValueError, match, attack.apply, jnp.ones((5, 2, 3)))
+
+
 def test_storm_outside_the_trainer_says_what_it_needs():
     storm = byzjax.storm()
     state = storm.init(ROWS[0])

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import byzjax
+from byzjax import workers
 from tests.least_squares import (
     AVERAGE,
     BATCHES,
@@ -87,6 +88,22 @@ def test_workers_in_chunks_equal_all_at_once():
     want = scanned(make(**changed))
     for chunk in (2, 100):
         close(scanned(make(**changed, workers_at_once=chunk)), want)
+
+
+def test_chunks_may_hold_what_is_of_any_shape_or_kind():
+    def work(one):
+        image, key, label = one
+        noise = jax.random.normal(key, (2, 3))
+        return {"out": image @ noise, "key": key, "label": label, "number": 2.0}
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    operands = jnp.ones((5, 4, 2)), keys, jnp.arange(5)
+    want, got = (
+        workers.map_workers(work, operands, 5, at_most=most) for most in (None, 2)
+    )
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+    assert (got.pop("key") == want.pop("key")).all()
+    close(got, want)
 
 
 # --- poisoned data --------------------------------------------------------------------
