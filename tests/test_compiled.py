@@ -80,6 +80,13 @@ def test_one_pass_is_one_fusion(name):
     assert " while(" not in entry
 
 
+@pytest.mark.parametrize("m", [65, 128, 512])
+def test_what_a_trimmed_mean_sums_is_written(m):
+    """Fused with the sum it would be computed one number at a time."""
+    text = compiled(byzjax.trimmed_mean(F), m=m).as_text()
+    assert re.search(rf"= f32\[{m},\d+\]\S* fusion\(", text)
+
+
 @pytest.mark.parametrize(
     "m, d", [(M, 100_000), (65, 1_000_000), (128, 1_000_000), (512, 1_000_000)]
 )

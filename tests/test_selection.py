@@ -178,5 +178,6 @@ def test_values_are_found_once(rule, values, together):
         text = jax.jit(rule.aggregate).lower(x).compile(AS_USERS_DO).as_text()
         return text.count(" popcnt(")
 
-    assert counts(FUSED) <= values * FUSED
-    assert counts(UNROLLED) <= together * UNROLLED
+    # The first bit of two values may be counted once.
+    assert (values - 1) * FUSED < counts(FUSED) <= values * FUSED
+    assert (together - 1) * UNROLLED < counts(UNROLLED) <= together * UNROLLED
