@@ -2,8 +2,8 @@
 
 Under `vmap` over the workers, activations and their gradients then are ordinary
 convolutions over all workers' images. Only the gradient of a kernel differs between
-workers, and becomes a grouped convolution, slow on CPUs: `convolve` writes it as one
-matrix product a worker, and takes the kernels of a sweep's runs one after another.
+workers, and becomes a grouped convolution, slow on CPUs: `convolve` takes it worker by
+worker there, and a sweep's kernels run by run; elsewhere it is a matrix product each.
 `norm_relu_pool` passes over its large input as few times as can be. Both are what
 `flax.linen` computes, to rounding.
 """
@@ -36,10 +36,7 @@ def _few_channels(kernel):
 
 
 def _spans(images, k):
-    """What k - 1 neighbouring outputs read, `[b * h * tiles, k * 2 (k - 1) * c]`.
-
-    Shared by gradients on one batch, as windows are: neither depends on parameters.
-    """
+    """What k - 1 neighbouring outputs read, `[b * h * tiles, k * 2 (k - 1) * c]`."""
     b, h, w, c = images.shape
     r, tile = k // 2, k - 1
     tiles = -(-w // tile)
@@ -57,15 +54,6 @@ def _banded(kernel):
     around = [((0, 0), (t, k - 2 - t), (0, 0), (0, 0)) for t in range(k - 1)]
     placed = jnp.stack([jnp.pad(kernel, widths) for widths in around], 3)
     return placed.reshape(k * 2 * (k - 1) * c, (k - 1) * features)
-
-
-def _patches(images, k):
-    """All windows, `[k * k * c, b * h * w]`."""
-    _, h, w, c = images.shape
-    around = (k // 2, k // 2)
-    padded = jnp.pad(jnp.moveaxis(images, -1, 0), ((0, 0), (0, 0), around, around))
-    shifts = [padded[:, :, i : i + h, j : j + w] for i in range(k) for j in range(k)]
-    return jnp.concatenate(shifts).reshape(k * k * c, -1)
 
 
 def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -107,6 +95,65 @@ def _of_images(cotangent, kernel):
     return _convolve_many(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _of_kernel(images, cotangent, k):
+    """Its gradient, `[k, k, c, features]`; on a CPU of one worker after another."""
+    by_windows = functools.partial(_by_windows, k=k)
+    return lax.platform_dependent(
+        images,
+        cotangent,
+        cpu=jax.custom_batching.sequential_vmap(by_windows),
+        default=functools.partial(_by_product, k=k),
+    )
+
+
+def _of_kernel_backward(k, saved, kernel):
+    images, cotangent = saved
+    return _of_images(cotangent, kernel), convolve(images, kernel)
+
+
+_of_kernel.defvjp(lambda *args: (_of_kernel(*args), args[:2]), _of_kernel_backward)
+
+
+def _by_windows(images, cotangent, k):
+    """As windows of h rows over h + k - 1: shifts along the height then are no copies.
+
+    XLA:CPU reads the windows of a convolution along one axis where they lie.
+    """
+    b, h, w, c = images.shape
+    features, r = cotangent.shape[3], k // 2
+    around = (r, r)
+    padded = jnp.pad(images.transpose(3, 1, 0, 2), ((0, 0), around, (0, 0), around))
+    wide = jnp.stack([padded[..., j : j + w] for j in range(k)])
+    product = lax.conv_general_dilated(
+        wide.reshape(k * c, h + 2 * r, b * w),
+        cotangent.swapaxes(0, 1).reshape(h, b * w, features),
+        (1,),
+        "VALID",
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )
+    return product.reshape(k, c, k, features).transpose(2, 0, 1, 3)
+
+
+def _by_product(images, cotangent, k):
+    """As one matrix product, of as few shifted copies as will do."""
+    _, h, w, c = images.shape
+    features, around = cotangent.shape[3], (k // 2, k // 2)
+    padded = jnp.pad(images, ((0, 0), (0, 0), around, (0, 0)))
+    wide = jnp.concatenate([padded[:, :, j : j + w] for j in range(k)], -1)
+    # Shifts along the height are taken of what is smaller, beside the other.
+    if (k - 1) * c < features:
+        padded = jnp.pad(wide, ((0, 0), around, (0, 0), (0, 0)))
+        wide = jnp.concatenate([padded[:, i : i + h] for i in range(k)], -1)
+        rows, columns = wide.reshape(-1, k * k * c), cotangent.reshape(-1, features)
+        return jnp.matmul(rows.T, columns).reshape(k, k, c, features)
+    padded = jnp.pad(cotangent, ((0, 0), around, (0, 0), (0, 0)))
+    tall = jnp.concatenate([padded[:, i : i + h] for i in reversed(range(k))], -1)
+    rows, columns = wide.reshape(-1, k * c), tall.reshape(-1, k * features)
+    product = jnp.matmul(rows.T, columns).reshape(k, c, k, features)
+    return product.transpose(2, 0, 1, 3)
+
+
 @jax.custom_vjp
 def _convolve_few(images, kernel):
     """Of few channels: several outputs at once, as a product with a banded matrix.
@@ -119,41 +166,18 @@ def _convolve_few(images, kernel):
     return outputs.reshape(b, h, -1, features)[:, :, :w]
 
 
-def _convolve_few_backward(saved, cotangent):
-    images, kernel = saved
-    # Not by spans: what they save is less here than their wider product costs.
-    patches = _patches(images, kernel.shape[0])
-    product = jnp.matmul(patches, cotangent.reshape(-1, kernel.shape[3]))
-    return _of_images(cotangent, kernel), product.reshape(kernel.shape)
-
-
-_convolve_few.defvjp(lambda *both: (_convolve_few(*both), both), _convolve_few_backward)
-
-
 @jax.custom_vjp
 def _convolve_many(images, kernel):
     return _by_kernel(images, kernel)
 
 
-def _convolve_many_backward(saved, cotangent):
+def _backward(saved, cotangent):
     images, kernel = saved
-    k, _, channels, features = kernel.shape
-    h, w = images.shape[1:3]
-    # Shifts along the width are taken of the images, those along the height of the
-    # cotangent: fewer copies than k * k shifts of one, and a squarer product.
-    r = k // 2
-    padded = jnp.pad(images, ((0, 0), (0, 0), (r, r), (0, 0)))
-    wide = jnp.concatenate([padded[:, :, j : j + w] for j in range(k)], -1)
-    around = jnp.pad(cotangent, ((0, 0), (r, r), (0, 0), (0, 0)))
-    tall = jnp.concatenate([around[:, i : i + h] for i in reversed(range(k))], -1)
-    rows, columns = wide.reshape(-1, k * channels), tall.reshape(-1, k * features)
-    product = jnp.matmul(rows.T, columns).reshape(k, channels, k, features)
-    return _of_images(cotangent, kernel), product.transpose(2, 0, 1, 3)
+    return _of_images(cotangent, kernel), _of_kernel(images, cotangent, len(kernel))
 
 
-_convolve_many.defvjp(
-    lambda *both: (_convolve_many(*both), both), _convolve_many_backward
-)
+_convolve_few.defvjp(lambda *both: (_convolve_few(*both), both), _backward)
+_convolve_many.defvjp(lambda *both: (_convolve_many(*both), both), _backward)
 
 
 @jax.custom_vjp

@@ -122,17 +122,31 @@ def test_kernels_of_a_sweep(own_images, channels):
     )
 
 
-def test_second_derivatives_of_a_convolution():
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("form", [layers._by_windows, layers._by_product])
+def test_forms_of_a_kernels_gradient(form, k, channels):
+    """What each kind of device computes, whichever is there."""
+    draw = np.random.default_rng(k)
+    images = np.float32(draw.normal(size=(2, 6, 7, channels)))
+    cotangent = np.float32(draw.normal(size=(2, 6, 7, 4)))
+    kernel = np.zeros((k, k, channels, 4), np.float32)
+    _, pullback = jax.vjp(lambda k: layers.convolution(images, k), kernel)
+    close(form(images, cotangent, k), pullback(cotangent)[0])
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+def test_second_derivatives_of_a_convolution(channels):
     draw = np.random.default_rng(1)
-    images = np.float32(draw.normal(size=(2, 6, 8, 16)))
-    kernel = np.float32(draw.normal(size=(3, 3, 16, 4)))
+    images = np.float32(draw.normal(size=(2, 6, 8, channels)))
+    kernel = np.float32(draw.normal(size=(3, 3, channels, 4)))
 
     def of(function):
-        def length(kernel):
+        def length(images, kernel):
             gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(function(x, k))), (0, 1))
             return sum(jnp.sum(g * g) for g in gradient(images, kernel))
 
-        return jax.grad(length)(kernel)
+        return jax.grad(length, (0, 1))(images, kernel)
 
     close(of(layers.convolve), of(layers.convolution))
 
