@@ -25,12 +25,12 @@ ATTACKS = {"sign flip": byzjax.attacks.sign_flip(), "little": byzjax.attacks.ali
 
 
 def workers_at_once() -> int | None:
-    """Three on a CPU, where one to six were tried; a GPU wants all of them.
+    """Nine on a CPU, where one to seventeen were tried; a GPU wants all of them.
 
     A program's memory is new at each call. Above 32 MB glibc has the kernel map it page
     by page, which takes as long as the gradients; a scan over steps pays once.
     """
-    return 3 if jax.default_backend() == "cpu" else None
+    return 9 if jax.default_backend() == "cpu" else None
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
