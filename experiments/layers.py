@@ -97,7 +97,7 @@ def _of_images(cotangent, kernel):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _of_kernel(images, cotangent, k):
-    """Its gradient, `[k, k, c, features]`; on a CPU of one worker after another."""
+    """The gradient of a kernel of size k; on a CPU of one worker after another."""
     by_windows = functools.partial(_by_windows, k=k)
     return lax.platform_dependent(
         images,
