@@ -47,7 +47,7 @@ def map_workers(
 
     def of_flat(rows):
         nonlocal tree, places, shapes
-        one = [x.reshape(leaf.shape[1:]) for x, leaf in zip(rows, leaves, strict=True)]
+        one = [_shaped(x, leaf.shape[1:]) for x, leaf in zip(rows, leaves, strict=True)]
         results, tree = jax.tree.flatten(function(structure.unflatten(one)))
         results = [jnp.asarray(x) for x in results]
         # A message often is the worker's new state itself: one copy of it is kept.
@@ -55,10 +55,22 @@ def map_workers(
         places = [seen.setdefault(id(x), len(seen)) for x in results]
         results = {id(x): x for x in results}.values()
         shapes = [x.shape for x in results]
-        return [x.ravel() for x in results]
+        return [_flat(x) for x in results]
 
     # XLA:CPU copies the ten numbers of a layer's last axis one at a time.
-    flat = [x.reshape(count, math.prod(x.shape[1:])) for x in leaves]
+    flat = [_flat(x, count) for x in leaves]
     kept = lax.map(of_flat, flat, batch_size=-(-count // chunks))
-    kept = [x.reshape(count, *shape) for x, shape in zip(kept, shapes, strict=True)]
+    kept = [_shaped(x, s, count) for x, s in zip(kept, shapes, strict=True)]
     return jax.tree.unflatten(tree, [kept[i] for i in places])
+
+
+def _flat(x, *lead):
+    """Rows of one number at least: `lax.map` cannot cut those of none into chunks."""
+    rows = x.reshape(*lead, math.prod(x.shape[len(lead) :]))
+    return rows if rows.shape[-1] else jnp.zeros((*lead, 1), x.dtype)
+
+
+def _shaped(rows, shape, *lead):
+    """What `_flat` made rows of."""
+    rows = rows if math.prod(shape) else rows[..., :0]
+    return rows.reshape(*lead, *shape)
