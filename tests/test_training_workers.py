@@ -94,7 +94,8 @@ def test_chunks_may_hold_what_is_of_any_shape_or_kind():
     def work(one):
         image, key, label, none = one
         noise = jax.random.normal(key, (2, 3))
-        return {"out": image @ noise, "key": key, "label": label, "none": none.T, "two": 2.0}
+        labels = {"label": label, "none": none.T, "number": 2.0}
+        return {"out": image @ noise, "key": key} | labels
 
     keys = jax.random.split(jax.random.key(0), 5)
     operands = jnp.ones((5, 4, 2)), keys, jnp.arange(5), jnp.ones((5, 0, 3))
