@@ -86,7 +86,7 @@ def make_run(config: Config, dataset: Dataset) -> Run:
         num_byzantine=config.num_byzantine,
         max_grad_norm=config.max_grad_norm,
         has_model_state=stateful,
-        # One after another their gradients stay in cache: faster on one core.
+        # On the one core of a run as fast as any number, in the least memory.
         workers_at_once=1 if jax.default_backend() == "cpu" else None,
     )
 

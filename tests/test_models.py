@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,17 @@ def test_kernels_of_a_sweep(own_images, channels):
         both(layers.convolve)(images, kernels),
         both(layers.convolution)(images, kernels),
     )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_workers_make_no_grouped_convolutions(convnet, platform):
+    """And windows along one axis where these are fast."""
+    model, params, state = convnet
+    gradient = jax.vmap(jax.grad(model.loss, has_aux=True), (None, None, 0))
+    traced = jax.jit(gradient).trace(params, state, batches(np.random.default_rng(0)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert set(re.findall(r"group_count = (\d+)", text)) == {"1"}
+    assert ("[b, 0, f]x[0, i, o]" in text) == (platform == "cpu")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16])
