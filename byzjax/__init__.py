@@ -1,28 +1,42 @@
 """Byzantine-robust training in JAX: aggregators, attacks, μ²-SGD."""
 
 from byzjax import attacks, partition, poisoning
+from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
-from byzjax.aggregators.clipped import arc, clipping
-from byzjax.aggregators.clipping import CenteredClippingState, centered_clipping
-from byzjax.aggregators.clusters import (
+from byzjax.aggregators.caf import caf
+from byzjax.aggregators.centered_clipping import (
+    CenteredClippingState,
+    centered_clipping,
+)
+from byzjax.aggregators.cge import cge
+from byzjax.aggregators.clipped_clustering import (
     ClippedClusteringState,
     clipped_clustering,
-    flame,
-    signguard,
 )
-from byzjax.aggregators.coordinatewise import mean, median, trimmed_mean
-from byzjax.aggregators.geometric import geometric_median, krum, multi_krum
-from byzjax.aggregators.meta import bucketing, ctma, nnm
-from byzjax.aggregators.nearest import aksel, cge, meamed, medoid, monna, phocas
-from byzjax.aggregators.spectral import caf, dnc
-from byzjax.aggregators.subsets import mda, smea
-from byzjax.aggregators.trust import (
-    FoolsGoldState,
-    fltrust,
-    foolsgold,
-    sign_majority,
-)
-from byzjax.base import Aggregator, Attack, with_key
+from byzjax.aggregators.dnc import dnc
+from byzjax.aggregators.flame import flame
+from byzjax.aggregators.fltrust import fltrust
+from byzjax.aggregators.foolsgold import FoolsGoldState, foolsgold
+from byzjax.aggregators.geometric_median import geometric_median
+from byzjax.aggregators.krum import krum, multi_krum
+from byzjax.aggregators.mda import mda
+from byzjax.aggregators.meamed import meamed
+from byzjax.aggregators.mean import mean
+from byzjax.aggregators.median import median
+from byzjax.aggregators.medoid import medoid
+from byzjax.aggregators.meta.arc import arc
+from byzjax.aggregators.meta.bucketing import bucketing
+from byzjax.aggregators.meta.clipping import clipping
+from byzjax.aggregators.meta.ctma import ctma
+from byzjax.aggregators.meta.nnm import nnm
+from byzjax.aggregators.meta.with_key import with_key
+from byzjax.aggregators.monna import monna
+from byzjax.aggregators.phocas import phocas
+from byzjax.aggregators.sign_majority import sign_majority
+from byzjax.aggregators.signguard import signguard
+from byzjax.aggregators.smea import smea
+from byzjax.aggregators.trimmed_mean import trimmed_mean
+from byzjax.base import Aggregator, Attack
 from byzjax.robustness import influence
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (

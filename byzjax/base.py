@@ -6,13 +6,15 @@ to a plain tree `[...]`. Both are optax transformations, so both are links of a 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from byzjax import checks
 
 Tree = Any  # A pytree of arrays.
 Check = Callable[[int], None]  # Raises if a rule cannot serve this many workers.
@@ -85,7 +87,7 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         Returns:
           The aggregate, leaves `[...]` of the dtypes of `updates`.
         """
-        num_workers(updates)
+        checks.num_workers(updates)
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
         return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
 
@@ -119,14 +121,14 @@ class Attack(optax.GradientTransformationExtraArgs):
         num_byzantine: int | None = None,
     ):
         if num_byzantine is not None:
-            check_count("attack", num_byzantine=num_byzantine)
+            checks.count("attack", num_byzantine=num_byzantine)
         given = num_byzantine
 
         def update(
             updates, state, params=None, *, num_byzantine=None, key=None, **extra
         ):
             f = _one_of(given, num_byzantine)
-            m = num_workers(updates)
+            m = checks.num_workers(updates)
             if f == 0:
                 return updates, state
             if not f < m:
@@ -159,7 +161,7 @@ class Attack(optax.GradientTransformationExtraArgs):
         **extra: Any,
     ) -> Tree:
         """Attacks once, from a fresh state: stacked → stacked, same shapes."""
-        num_workers(updates)
+        checks.num_workers(updates)
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
         return self.update(
             updates, state, None, num_byzantine=num_byzantine, key=key, **extra
@@ -181,7 +183,7 @@ def _one_of(given: int | None, passed: int | None) -> int:
     if given is not None:
         return given
     assert passed is not None
-    return check_count("attack", num_byzantine=passed)
+    return checks.count("attack", num_byzantine=passed)
 
 
 def stack_rows(first: Tree, second: Tree) -> Tree:
@@ -197,154 +199,16 @@ def stack_rows(first: Tree, second: Tree) -> Tree:
     return jax.tree.map(stack, first, second)
 
 
-class WithKeyState(NamedTuple):
-    """State of `with_key`."""
-
-    key: jax.Array  # The key of the next step.
-    inner_state: Any
-
-
-def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
-    """Keeps a random key in a rule's state, for loops that cannot pass one.
-
-    Each update splits the key in the state, uses one half and keeps the other, so a
-    run is reproduced by the key alone.
-
-    Args:
-      rule: any aggregator, usually one with `bucketing` in it.
-      key: the first key, from `jax.random.key`.
-
-    Returns:
-      An aggregator that needs no `key` argument. `aggregate` uses the first key.
-
-    Raises:
-      TypeError: if `key` is no random key.
-
-    Example:
-      >>> import byzjax, jax, jax.numpy as jnp, optax
-      >>> rule = byzjax.bucketing(byzjax.median(), bucket_size=2)
-      >>> rule = byzjax.with_key(rule, jax.random.key(0))
-      >>> optimizer = optax.chain(rule, optax.sgd(0.1))
-      >>> state = optimizer.init(jnp.zeros(3))
-      >>> update, state = optimizer.update(jnp.ones((5, 3)), state)
-      >>> print(update)
-      [-0.1 -0.1 -0.1]
-    """
-    check_key("with_key", key)
-
-    def init(params):
-        # A copy, so that a donated state does not take the caller's key with it.
-        return WithKeyState(jnp.copy(key), rule.init(params))
-
-    def update(updates, state, params=None, **extra):
-        extra.pop("key", None)
-        key, subkey = jax.random.split(state.key)
-        out, inner = rule.update(
-            updates, state.inner_state, params, key=subkey, **extra
-        )
-        return out, WithKeyState(key, inner)
-
-    return Aggregator(init, update)
+def accumulator_dtype(dtype) -> Any:
+    """What is computed in: float32, or wider where the leaf is wider."""
+    # NumPy's: that of jax.numpy refuses under jax_numpy_dtype_promotion="strict".
+    return np.promote_types(dtype, np.float32)
 
 
-def check_key(name: str, key: Any) -> jax.Array:
-    """Returns `key`, or says how to give one."""
-    if key is None:
-        raise ValueError(
-            f"{name} needs a key, got key=None: pass key=jax.random.key(...) to update "
-            "or aggregate, or wrap the rule in byzjax.with_key(rule, key)"
-        )
-    is_key = hasattr(key, "dtype") and (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        or (key.dtype == np.uint32 and key.ndim >= 1)
-    )
-    if not is_key:
-        raise TypeError(f"{name} needs a key made by jax.random.key, got {key!r}")
-    return key
-
-
-def num_workers(updates: Tree) -> int:
-    """Checks a stacked tree and returns its number of workers.
-
-    Raises:
-      ValueError: no leaves, a leaf without a worker axis, leaves with different
-        numbers of workers, or no worker at all.
-      TypeError: leaves that are no floating-point arrays.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    if not leaves:
-        raise ValueError(f"updates need at least one array, got the tree {updates!r}")
-    counts = {}
-    for path, leaf in leaves:
-        where = jax.tree_util.keystr(path) or "the array"
-        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-            raise TypeError(
-                f"updates need arrays as leaves, got {type(leaf).__name__} at {where}"
-            )
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"updates need floating-point leaves, got {leaf.dtype} at {where}"
-            )
-        if len(leaf.shape) == 0:
-            raise ValueError(
-                "updates need a worker axis in front of every leaf, got a scalar at "
-                f"{where}"
-            )
-        counts.setdefault(leaf.shape[0], where)
-    if len(counts) > 1:
-        (m0, at0), (m1, at1), *_ = counts.items()
-        raise ValueError(
-            "updates need the same number of workers in every leaf, got "
-            f"{m0} at {at0} and {m1} at {at1}"
-        )
-    (m,) = counts
-    if m == 0:
-        raise ValueError("updates need at least one worker, got num_workers=0")
-    return m
-
-
-def check_count(name: str, *, minimum: int = 0, **value: Any) -> int:
-    """Returns the one keyword given if it is an int of at least `minimum`."""
-    ((keyword, number),) = value.items()
-    if isinstance(number, bool) or not isinstance(number, int | np.integer):
+def check_aggregator(name: str, rule: object) -> None:
+    """Says so when a wrapper is given something that is no aggregator."""
+    if not isinstance(rule, Aggregator):
         raise TypeError(
-            f"{name} needs {keyword} to be a static int, got {keyword}={number!r}"
+            f"{name} needs an aggregator such as byzjax.median() as its base, got "
+            f"{rule!r}"
         )
-    if number < minimum:
-        raise ValueError(f"{name} needs {keyword} >= {minimum}, got {keyword}={number}")
-    return int(number)
-
-
-def check_number(
-    name: str, *, minimum: float = 0.0, open_interval: bool = False, **value: Any
-) -> None:
-    """Checks the one keyword given: a number at least (or above) `minimum`.
-
-    A traced value, as under vmap over strengths, cannot be compared and passes.
-    """
-    ((keyword, number),) = value.items()
-    if isinstance(number, jax.core.Tracer):
-        return
-    array = np.asarray(number)
-    if array.dtype.kind not in "iuf" or array.ndim != 0:
-        raise TypeError(f"{name} needs {keyword} to be a number, got {number!r}")
-    ok = array > minimum if open_interval else array >= minimum
-    if not ok or np.isinf(array):
-        sign = ">" if open_interval else ">="
-        raise ValueError(
-            f"{name} needs a finite {keyword} {sign} {minimum:g}, "
-            f"got {keyword}={number}"
-        )
-
-
-def check_minority(name: str, num_byzantine: int) -> Check:
-    """A check that more than half of the workers are honest."""
-
-    def check(m: int) -> None:
-        if not m >= 2 * num_byzantine + 1:
-            raise ValueError(
-                f"{name} needs num_workers >= 2 * num_byzantine + 1, got "
-                f"num_workers={m} and num_byzantine={num_byzantine}"
-            )
-
-    return check

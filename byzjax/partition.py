@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from byzjax import base
+from byzjax import checks
 
 # A draw that leaves a worker empty is repeated this often before giving up.
 _MAX_DRAWS = 1000
@@ -95,7 +95,7 @@ def dirichlet(
       Classification* (arXiv 1909.06335).
     """
     labels, num_workers = _check("dirichlet", labels, num_workers, rng)
-    base.check_number("dirichlet", alpha=alpha, open_interval=True)
+    checks.number("dirichlet", alpha=alpha, open_interval=True)
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for _ in range(_MAX_DRAWS):
         pieces: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
@@ -154,7 +154,7 @@ def gamma_similarity(
       Learning* (arXiv 1910.06378).
     """
     labels, num_workers = _check("gamma_similarity", labels, num_workers, rng)
-    base.check_number("gamma_similarity", gamma=gamma)
+    checks.number("gamma_similarity", gamma=gamma)
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma_similarity needs 0 <= gamma <= 1, got gamma={gamma}")
     order = rng.permutation(labels.size)
@@ -239,7 +239,7 @@ def shards(
       Decentralized Data* (arXiv 1602.05629).
     """
     labels, num_workers = _check("shards", labels, num_workers, rng)
-    shards_per_worker = base.check_count(
+    shards_per_worker = checks.count(
         "shards", shards_per_worker=shards_per_worker, minimum=1
     )
     num_shards = num_workers * shards_per_worker
@@ -287,7 +287,7 @@ def label_histogram(
         )
     largest = int(labels.max(initial=-1))
     count = largest + 1 if num_classes is None else num_classes
-    num_classes = base.check_count("label_histogram", num_classes=count, minimum=1)
+    num_classes = checks.count("label_histogram", num_classes=count, minimum=1)
     if largest >= num_classes:
         raise ValueError(
             f"label_histogram needs labels < num_classes, got the label {largest} and "
@@ -321,7 +321,7 @@ def _check(
             f"numpy.random.default_rng(0), got rng={rng!r}"
         )
     labels = _labels(owner, labels)
-    num_workers = base.check_count(owner, num_workers=num_workers, minimum=1)
+    num_workers = checks.count(owner, num_workers=num_workers, minimum=1)
     if labels.size < num_workers:
         raise ValueError(
             f"{owner} needs at least one sample per worker, got {labels.size} samples "

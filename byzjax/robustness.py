@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, lifts
+from byzjax import base, checks
 from byzjax.base import Aggregator, Tree
 
 
@@ -60,8 +60,8 @@ def influence(
       >>> print(byzjax.influence(byzjax.trimmed_mean(num_byzantine=1), rows[:4]))
       [0.  0.5 0.5 0. ]
     """
-    lifts.check_aggregator("influence", rule)
-    base.num_workers(updates)
+    base.check_aggregator("influence", rule)
+    checks.num_workers(updates)
     # Half-precision rows would round the derivative, not only the result.
     wide = jax.tree.map(
         lambda x: x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32),

@@ -21,27 +21,34 @@ MAX_LINES = 350
 # Bottom to top. A module imports from lower layers, and from its own package within its
 # layer. The longest pattern that fits decides.
 LAYERS = [
-    ["byzjax.base"],
-    ["byzjax.loops", "byzjax.reductions"],
-    ["byzjax.selection"],
-    ["byzjax.order"],
-    ["byzjax.columns", "byzjax.workers"],
-    ["byzjax.pairs", "byzjax.pairs_gpu"],
-    ["byzjax.gram"],
-    ["byzjax.stacked"],
-    ["byzjax.lifts"],
+    ["byzjax.checks"],
+    ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
+    ["byzjax.numerics", "byzjax.numerics._loops", "byzjax.numerics._reductions"],
+    [
+        "byzjax.numerics._network",
+        "byzjax.numerics._words",
+        "byzjax.numerics._counting",
+        "byzjax.numerics._columns",
+    ],
+    ["byzjax.numerics.order", "byzjax.numerics._pairs*"],
+    ["byzjax.numerics._gram"],
+    ["byzjax.numerics._geometry"],
+    ["byzjax.numerics.stacked"],
+    ["byzjax.aggregators.lift", "byzjax.aggregators.subsets", "byzjax.attacks.lift"],
     [
         "byzjax.aggregators*",
         "byzjax.attacks*",
         "byzjax.transforms*",
-        "byzjax.poisoning*",
-        "byzjax.partition*",
+        "byzjax.sharding*",
     ],
     ["byzjax.aggregators.meta*"],
-    ["byzjax.robustness*", "byzjax.training*", "byzjax.sharding*"],
+    ["byzjax.robustness*", "byzjax.training*", "byzjax.guard*"],
     ["byzjax"],
-    ["byzjax.__main__", "byzjax.integrations*"],
+    ["byzjax.__main__", "byzjax.integrations*", "byzjax.testing*"],
 ]
+# What is asked for from outside of `numerics`, and of how many of them by one rule.
+FRONT = {"byzjax.numerics", "byzjax.numerics.order", "byzjax.numerics.stacked"}
+MOST_OF_FRONT = 2
 RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer}
 
 RUN_TIME = {"jax", "jaxlib", "numpy", "optax"} | sys.stdlib_module_names
@@ -85,7 +92,7 @@ def rank(module):
 
 
 def package_of(module):
-    """byzjax.attacks for byzjax.attacks.simple, byzjax.order for itself."""
+    """byzjax.attacks for byzjax.attacks.alie, byzjax.base for itself."""
     return ".".join(module.split(".")[:2])
 
 
@@ -154,6 +161,25 @@ def test_imports_go_down(module):
             assert other.split(".")[0] in allowed, f"{module} imports {other}"
 
 
+def behind_the_front(module, others):
+    """What a module outside of `numerics` imports from behind its front."""
+    if package_of(module) == "byzjax.numerics":
+        return []
+    return [x for x in others if package_of(x) == "byzjax.numerics" and x not in FRONT]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_reaches_behind_the_front_of_numerics(module):
+    others = set(imports(parse(MODULES[module]), MODULES))
+    assert not behind_the_front(module, others)
+    assert len(others & FRONT) <= MOST_OF_FRONT
+
+
+def test_the_front_of_numerics_has_no_underscore():
+    inside = {name for name in MODULES if package_of(name) == "byzjax.numerics"}
+    assert {name for name in inside if "._" not in name} == FRONT
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_the_library_never_calls_jit(module):
     assert not [
@@ -187,21 +213,26 @@ def test_the_wheel_is_what_is_tested():
 
 
 def test_the_checks_see_what_they_forbid():
-    assert not may_import("byzjax.order", "byzjax.stacked")
-    assert not may_import("byzjax.aggregators.geometric", "byzjax.aggregators.meta")
+    assert not may_import("byzjax.numerics.order", "byzjax.numerics.stacked")
+    assert not may_import("byzjax.numerics._words", "byzjax.numerics.order")
+    assert not may_import("byzjax.aggregators.krum", "byzjax.aggregators.meta.nnm")
+    assert not may_import("byzjax.aggregators.lift", "byzjax.aggregators.krum")
     assert not may_import("byzjax.transforms", "byzjax.attacks")
     assert not may_import("byzjax.training", "byzjax")
-    assert may_import("byzjax.aggregators.meta", "byzjax.aggregators.geometric")
-    assert may_import("byzjax.attacks.simple", "byzjax.attacks.lift")
+    assert may_import("byzjax.aggregators.meta.nnm", "byzjax.aggregators.krum")
+    assert may_import("byzjax.attacks.alie", "byzjax.attacks.lift")
     assert may_import("byzjax.integrations.flower", "byzjax")
-    inside = "def f():\n    from byzjax import stacked, median"
-    assert list(imports(ast.parse(inside), MODULES)) == ["byzjax.stacked", "byzjax"]
+    inside = "def f():\n    from byzjax import base, median"
+    assert list(imports(ast.parse(inside), MODULES)) == ["byzjax.base", "byzjax"]
+    outside = ["byzjax.numerics._gram", "byzjax.numerics.stacked"]
+    assert behind_the_front("byzjax.aggregators.krum", outside) == outside[:1]
+    assert not behind_the_front("byzjax.numerics.stacked", outside)
     for code in ("jax.jit(f)", "from jax import jit", "@jax.jit\ndef f(): pass"):
         assert any(is_a_jit(node) for node in ast.walk(ast.parse(code)))
     for code, names in (
-        ("from byzjax import stacked", ["byzjax.stacked"]),
-        ("import byzjax as bz\nbz.stacked.geometry(x)", ["byzjax.stacked"]),
-        ("import byzjax.lifts", ["byzjax.lifts"]),
+        ("from byzjax import numerics", ["byzjax.numerics"]),
+        ("import byzjax as bz\nbz.base.stack_rows(x, y)", ["byzjax.base"]),
+        ("import byzjax.checks", ["byzjax.checks"]),
         ("from byzjax.attacks import lift", ["byzjax.attacks.lift"]),
         ("import byzjax\nbyzjax.median().aggregate(byzjax.attacks.alie())", []),
         ("from byzjax import attacks, median as m\nattacks.alie().apply(x)", []),

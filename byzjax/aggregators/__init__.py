@@ -1,1 +1,5 @@
-"""Robust aggregation rules and meta-rules."""
+"""Rules, one algorithm or family a file, named as in the literature.
+
+`lift.py` makes aggregators of a few lines of mathematics, `subsets.py` serves the rules
+over all subsets of workers, and `meta/` has the rules that wrap another one.
+"""

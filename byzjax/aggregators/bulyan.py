@@ -5,9 +5,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import base, lifts, order, stacked
-from byzjax.aggregators import geometric, nearest
+from byzjax import checks
+from byzjax.aggregators import krum, lift
 from byzjax.base import Aggregator
+from byzjax.numerics import order, stacked
 
 
 def bulyan(
@@ -55,18 +56,14 @@ def bulyan(
       El Mhamdi, Guerraoui, Rouault: The Hidden Vulnerability of Distributed Learning in
       Byzantium, 2018, https://arxiv.org/abs/1802.07927
     """
-    f = base.check_count("bulyan", num_byzantine=num_byzantine)
-    if selection not in ("repeated", "once"):
-        raise ValueError(
-            'bulyan needs selection to be "repeated" or "once", got '
-            f"selection={selection!r}"
-        )
-    geometric.check_squared("bulyan", squared)
-    nearest.check_even("bulyan", even)
+    f = checks.count("bulyan", num_byzantine=num_byzantine)
+    checks.word("bulyan", ("repeated", "once"), selection=selection)
+    krum.check_squared("bulyan", squared)
+    checks.word("bulyan", ("midpoint", "lower"), even=even)
 
     def update(updates, state, params=None, *, weights=None, **extra):
-        lifts.refuse_weights("bulyan", weights)
-        m = base.num_workers(updates)
+        lift.refuse_weights("bulyan", weights)
+        m = checks.num_workers(updates)
         if not m >= 4 * f + 3:
             raise ValueError(
                 "bulyan needs num_workers >= 4 * num_byzantine + 3, got "
@@ -75,7 +72,7 @@ def bulyan(
         distances = lax.stop_gradient(stacked.geometry(updates).squared_distances)
         count = m - 2 * f
         if selection == "once":
-            scores = geometric.krum_scores(distances, m - f - 2, squared)
+            scores = krum.krum_scores(distances, m - f - 2, squared)
             chosen = jnp.argsort(scores, stable=True)[:count]
         else:
             chosen = _repeated_krum(distances, f, count, squared)
@@ -86,7 +83,7 @@ def bulyan(
             center = order.middle(kept, even=even)
             return order.nearest_mean(kept, center, count - 2 * f)
 
-        return lifts.along_workers(reduce, updates), state
+        return stacked.along_workers(reduce, updates), state
 
     return Aggregator(optax.init_empty_state, update)
 
@@ -94,7 +91,7 @@ def bulyan(
 def _repeated_krum(squared_distances, f, count, squared):
     """Indices [count] of the rows that Krum takes, each out of those left, in turn."""
     m = squared_distances.shape[0]
-    distances = geometric.krum_distances(squared_distances, squared)
+    distances = krum.krum_distances(squared_distances, squared)
     by_distance = jnp.argsort(distances, axis=1, stable=True)
     ordered = jnp.take_along_axis(distances, by_distance, axis=1)
     largest = jnp.finfo(distances.dtype).max

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import jax.typing
 
-from byzjax import base, columns, reductions
-from byzjax.base import Attack, Tree
+from byzjax import checks
+from byzjax.base import Attack, Tree, accumulator_dtype
+from byzjax.numerics import order, stacked
 
 
 def one_message(
@@ -49,10 +51,10 @@ def draw(
 ) -> Tree:
     """Independent draws `[f, ...]`, one key a leaf, at least float32 unless `exact`."""
     leaves, structure = jax.tree.flatten(honest)
-    keys = jax.random.split(base.check_key(name, key), len(leaves))
+    keys = jax.random.split(checks.key(name, key), len(leaves))
     drawn = []
     for i, x in enumerate(leaves):
-        dtype = x.dtype if exact else columns.accumulator_dtype(x.dtype)
+        dtype = x.dtype if exact else accumulator_dtype(x.dtype)
         drawn.append(sample(keys[i], (f, *x.shape[1:]), dtype))
     return jax.tree.unflatten(structure, drawn)
 
@@ -66,9 +68,20 @@ def to_rows(message: Tree, honest: Tree, f: int) -> Tree:
     return jax.tree.map(of_leaf, message, honest)
 
 
+def filled(value: jax.typing.ArrayLike, num_byzantine: int | None) -> Attack:
+    """An attack by one value in every coordinate."""
+
+    def sent(honest, f, key):
+        return jax.tree.map(
+            lambda x: jnp.full((f, *x.shape[1:]), value, x.dtype), honest
+        )
+
+    return rows(sent, num_byzantine=num_byzantine)
+
+
 def wide(leaf: jax.Array) -> jax.Array:
     """At least float32."""
-    return leaf.astype(columns.accumulator_dtype(leaf.dtype))
+    return leaf.astype(accumulator_dtype(leaf.dtype))
 
 
 def number(value: Any, leaf: jax.Array) -> jax.Array:
@@ -81,7 +94,7 @@ def mean(honest: Tree) -> Tree:
 
     def of_leaf(x):
         rows = [wide(x[i]) for i in range(x.shape[0])]
-        return reductions.row_sum(rows) / len(rows)
+        return order.row_sum(rows) / len(rows)
 
     return jax.tree.map(of_leaf, honest)
 
@@ -91,16 +104,14 @@ def std(honest: Tree, center: Tree, *, ddof: int) -> Tree:
 
     def of_leaf(x, c):
         gaps = [wide(x[i]) - c for i in range(x.shape[0])]
-        return jnp.sqrt(
-            reductions.row_sum([gap * gap for gap in gaps]) / (len(gaps) - ddof)
-        )
+        return jnp.sqrt(order.row_sum([gap * gap for gap in gaps]) / (len(gaps) - ddof))
 
     return jax.tree.map(of_leaf, honest, center)
 
 
 def check_spread(name: str, honest: Tree, ddof: int) -> None:
     """Says so when there are too few honest workers for a standard deviation."""
-    h = base.num_workers(honest)
+    h = checks.num_workers(honest)
     if not h > ddof:
         raise ValueError(
             f"{name} needs more than ddof honest workers to measure their spread, got "
@@ -116,27 +127,17 @@ def shifted(center: Tree, strength: Any, direction: Tree) -> Tree:
 def dots(honest: Tree, direction: Tree) -> jax.Array:
     """⟨x_i, direction⟩ [h] over the whole tree."""
     products = [
-        jnp.sum(wide(columns.flat_rows(x)) * d.ravel()[None], axis=1)
+        jnp.sum(wide(stacked.flat_rows(x)) * d.ravel()[None], axis=1)
         for x, d in zip(
             jax.tree.leaves(honest), jax.tree.leaves(direction), strict=True
         )
     ]
-    return columns.total(products)
+    return stacked.total(products)
 
 
 def norm(tree: Tree) -> jax.Array:
     """Euclidean norm over the whole tree."""
-    return jnp.sqrt(columns.total([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
-
-
-def choice(name: str, allowed: tuple[str, ...], **value: Any) -> None:
-    """Checks that the one keyword given is one of the words allowed."""
-    ((keyword, word),) = value.items()
-    if word not in allowed:
-        words = " or ".join(repr(other) for other in allowed)
-        raise ValueError(
-            f"{name} needs {keyword} to be {words}, got {keyword}={word!r}"
-        )
+    return jnp.sqrt(stacked.total([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
 
 
 Direction = Literal["negative", "positive"]
@@ -144,10 +145,10 @@ Direction = Literal["negative", "positive"]
 
 def sign_of(name: str, direction: Direction) -> float:
     """−1 or +1."""
-    choice(name, ("negative", "positive"), direction=direction)
+    checks.word(name, ("negative", "positive"), direction=direction)
     return -1.0 if direction == "negative" else 1.0
 
 
 def any_number(name: str, **value: Any) -> None:
     """Checks the one keyword given: a finite number of either sign, or traced."""
-    base.check_number(name, minimum=float("-inf"), **value)
+    checks.number(name, minimum=float("-inf"), **value)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from byzjax import base
+from byzjax import checks
 from byzjax.attacks import lift
 from byzjax.base import Attack, Tree
 
@@ -64,13 +64,13 @@ def mimic(
       Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via
       Bucketing, 2022, https://arxiv.org/abs/2006.09365
     """
-    base.check_count("mimic", worker=worker)
+    checks.count("mimic", worker=worker)
     if warmup is not None:
-        base.check_count("mimic", warmup=warmup, minimum=1)
+        checks.count("mimic", warmup=warmup, minimum=1)
         return _learnt(warmup, num_byzantine)
 
     def message(honest, f):
-        h = base.num_workers(honest)
+        h = checks.num_workers(honest)
         if not worker < h:
             raise ValueError(
                 "mimic needs an honest worker to copy, got "

@@ -9,14 +9,11 @@ count, t - 1. Arithmetic is done in float32 (float64 for float64 leaves) and eve
 keeps its dtype.
 """
 
-from byzjax.transforms.double import (
-    authors_beta,
-    authors_mixing,
-    mu2sgd,
-    mu2sgd_authors,
-)
-from byzjax.transforms.server import AnytimeState, anytime
-from byzjax.transforms.worker import MomentumState, StormState, momentum, storm
+from byzjax.transforms.anytime import AnytimeState, anytime
+from byzjax.transforms.momentum import MomentumState, momentum
+from byzjax.transforms.mu2sgd import mu2sgd, mu2sgd_authors
+from byzjax.transforms.schedules import authors_beta, authors_mixing
+from byzjax.transforms.storm import StormState, storm
 
 __all__ = [
     "AnytimeState",

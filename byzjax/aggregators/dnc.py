@@ -1,0 +1,130 @@
+"""Divide and conquer: the rows that are never far out along the top spread."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.numerics import order, stacked
+
+
+def dnc(
+    num_byzantine: int,
+    *,
+    num_iterations: int = 5,
+    subsample: int = 10_000,
+    c: float = 1.0,
+) -> Aggregator:
+    r"""Divide and conquer (DnC): the rows that are never far out along the top spread.
+
+    Each round draws coordinates at random, centres the rows there, and keeps the
+    m − ⌊c f⌋ rows with the least squared projection on the top right singular vector.
+
+    .. math:: A(x) = \frac{1}{|S|} \sum_{i \in S} x_i, \quad
+      S = \text{the rows kept in every round}
+
+    If no row is, those that are kept most often. The coordinates are drawn one from
+    each of `subsample` stretches of equal length, up to one coordinate, where the
+    paper draws them from all: a draw whose cost does not grow with their number.
+
+    **Guarantee.** For m ≥ 2f + 1, filters out rows that shift the mean by more than the
+    spread of the honest ones in the coordinates seen (Shejwalkar and Houmansadr 2021).
+    A row that is not finite has weight exactly 0; ties go to the lowest index. One pass
+    for the norms, one for the mean, and O(subsample · m²) a round.
+
+    Args:
+      num_byzantine: f.
+      num_iterations: rounds, at least 1.
+      subsample: coordinates drawn in each round, at least 1; all of them if there are
+        no more, and then the rounds are all the same.
+      c: how many rows are left out in a round, in units of f.
+
+    Returns:
+      An `Aggregator` that needs a `key`.
+
+    Raises:
+      ValueError: no round, no coordinates, c < 0, a missing key; m < 2f + 1 or
+        ⌊c f⌋ ≥ m at trace time.
+
+    Example:
+      >>> import byzjax, jax, jax.numpy as jnp
+      >>> rows = jnp.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [-9.0, 0.0]])
+      >>> print(byzjax.dnc(num_byzantine=1).aggregate(rows, key=jax.random.key(0)))
+      [1. 0.]
+
+    Reference:
+      Shejwalkar, Houmansadr: Manipulating the Byzantine: Optimizing Model Poisoning
+      Attacks and Defenses for Federated Learning, NDSS 2021,
+      https://doi.org/10.14722/ndss.2021.24498
+    """
+    f = checks.count("dnc", num_byzantine=num_byzantine)
+    checks.count("dnc", num_iterations=num_iterations, minimum=1)
+    checks.count("dnc", subsample=subsample, minimum=1)
+    checks.number("dnc", c=c)
+    dropped = int(c * f)
+
+    def update(updates, state, params=None, *, key=None, weights=None, **extra):
+        lift.refuse_weights("dnc", weights)
+        key = checks.key("dnc", key)
+        m = checks.num_workers(updates)
+        checks.minority("dnc", f)(m)
+        if not dropped < m:
+            raise ValueError(
+                f"dnc needs c * num_byzantine < num_workers, got c={c}, "
+                f"num_byzantine={f} and num_workers={m}"
+            )
+        rows = [stacked.flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
+        rows = lax.stop_gradient(rows)
+        finite = lax.stop_gradient(stacked.norms(updates).finite)
+
+        def step(kept, key):
+            gram = _sampled_gram(rows, finite, subsample, key)
+            size = jnp.max(jnp.abs(gram))
+            vectors = jnp.linalg.eigh(stacked.over(gram, size), symmetrize_input=False)[
+                1
+            ]
+            scores = jnp.where(finite, jnp.square(vectors[:, -1]), jnp.inf)
+            return kept + order.mark_nearest(scores, m - dropped), None
+
+        start = jnp.zeros((m,), accumulator_dtype(rows[0].dtype))
+        kept, _ = lax.scan(step, start, jax.random.split(key, num_iterations))
+        kept = jnp.where(finite, kept, -1)
+        shares = stacked.normalized((kept == jnp.max(kept)).astype(start.dtype))
+        shares = jnp.where(finite, shares, 0)
+        return stacked.weighted_sum(updates, shares), state
+
+    return Aggregator(optax.init_empty_state, update)
+
+
+def _sampled_gram(rows, finite, count, key):
+    """The Gram matrix [m, m] of the rows, centred, in coordinates drawn at random."""
+    total = sum(x.shape[1] for x in rows)
+    count = min(count, total)
+    # One coordinate in each stretch from starts[k] to starts[k + 1]. On the host, where
+    # integers have 64 bits.
+    starts = np.arange(count + 1, dtype=np.int64) * total // count
+    widths = np.diff(starts).astype(np.int32)
+    drawn = jax.random.randint(key, (count,), 0, jnp.asarray(widths), jnp.int32)
+    parts, end = [], 0
+    for x in rows:
+        begin, end = end, end + x.shape[1]
+        if begin == end:
+            continue
+        # The stretches that reach into this leaf; the outer two may reach beyond.
+        first = int(np.searchsorted(starts[1:], begin, "right"))
+        last = int(np.searchsorted(starts[:-1], end, "left"))
+        at = jnp.asarray((starts[first:last] - begin).astype(np.int32))
+        at = at + drawn[first:last]
+        inside = (at >= 0) & (at < end - begin)
+        seen = jnp.asarray(x)[:, jnp.clip(at, 0, end - begin - 1)]
+        seen = seen.astype(accumulator_dtype(x.dtype))
+        seen = jnp.where(finite[:, None] & inside[None, :], seen, 0)
+        share = stacked.normalized(finite.astype(seen.dtype))
+        mean = jnp.matmul(share, seen, precision=lax.Precision.HIGHEST)
+        seen = jnp.where(finite[:, None], seen - mean[None, :], 0)
+        parts.append(jnp.matmul(seen, seen.T, precision=lax.Precision.HIGHEST))
+    return stacked.total(parts)

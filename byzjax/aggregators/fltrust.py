@@ -1,0 +1,91 @@
+"""FLTrust: trust in proportion to the likeness with a reference update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.numerics import stacked
+
+
+def fltrust() -> Aggregator:
+    r"""FLTrust: trust in proportion to the likeness with a reference update.
+
+    .. math:: A(x) = \frac{1}{\sum_i t_i} \sum_i t_i \frac{\|r\|}{\|x_i\|} x_i, \qquad
+      t_i = \max(0, \cos(x_i, r))
+
+    with r the update that the server computes itself, on a few data that it trusts,
+    passed as `update(..., reference=r)` or `aggregate(..., reference=r)`. If no worker
+    is trusted, the result is zero.
+
+    **Guarantee.** The result is no longer than r and never against it, however many
+    workers are Byzantine. A row that is not finite has weight exactly 0. Three passes
+    over the stack.
+
+    Returns:
+      An `Aggregator` that needs a `reference`, a tree like one worker's update.
+
+    Raises:
+      ValueError: a missing reference, or one of another structure or shape.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[5.0, 0.0], [0.0, 7.0], [-1e9, 0.0]])
+      >>> print(byzjax.fltrust().aggregate(rows, reference=jnp.array([2.0, 0.0])))
+      [2. 0.]
+
+    Reference:
+      Cao, Fang, Liu, Gong: FLTrust: Byzantine-robust Federated Learning via Trust
+      Bootstrapping, NDSS 2021, https://arxiv.org/abs/2012.13995
+    """
+
+    def update(updates, state, params=None, *, reference=None, weights=None, **extra):
+        lift.refuse_weights("fltrust", weights)
+        checks.num_workers(updates)
+        _check_reference(updates, reference)
+        geometry = stacked.norms(updates)
+        products, length = _products(updates, reference)
+        length = stacked.root(length)
+        norms = geometry.norms
+        usable = geometry.finite & (norms > 0) & (length > 0)
+        safe = jnp.where(usable, norms * length, 1)
+        trust = jnp.where(usable, jnp.maximum(products / safe, 0), 0)
+        scale = jnp.where(usable, length / jnp.where(usable, norms, 1), 0)
+        shares = stacked.normalized(trust) * scale
+        return stacked.weighted_sum(updates, shares), state
+
+    return Aggregator(optax.init_empty_state, update)
+
+
+def _check_reference(updates, reference):
+    if reference is None:
+        raise ValueError(
+            "fltrust needs a reference, got reference=None: pass the update that the "
+            "server computes on data it trusts to update or aggregate as reference=..."
+        )
+    wanted = jax.tree.map(lambda x: x.shape[1:], updates)
+    if jax.tree.structure(reference) != jax.tree.structure(updates):
+        raise ValueError(
+            "fltrust needs a reference of the structure of one worker's update, got "
+            f"{jax.tree.structure(reference)} and {jax.tree.structure(updates)}"
+        )
+    given = jax.tree.map(jnp.shape, reference)
+    if given != wanted:
+        raise ValueError(
+            f"fltrust needs a reference with the shapes {wanted} of one worker's "
+            f"update, got {given}"
+        )
+
+
+def _products(updates, reference):
+    """⟨x_i, r⟩ [m], with entries that are not finite left out, and ‖r‖²."""
+
+    def terms(x, r):
+        dtype = accumulator_dtype(x.dtype)
+        x, r = x.astype(dtype), r.astype(dtype)
+        x = jnp.where(jnp.isfinite(x), x, 0)
+        return x * r[None], r * r
+
+    return stacked.column_sums(terms, updates, reference)

@@ -1,0 +1,45 @@
+"""The average of the workers: no defence."""
+
+import jax
+import jax.numpy as jnp
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator
+from byzjax.numerics import stacked
+
+
+def mean() -> Aggregator:
+    r"""The average of the workers: no defence, the baseline of every comparison.
+
+    .. math:: A(x) = \frac{1}{m} \sum_i x_i, \qquad \sum_i w_i x_i / \sum_i w_i
+
+    **Guarantee.** None: breakdown point 0, one non-finite row makes the result
+    non-finite. The only rule of the library that can be poisoned. O(dm).
+
+    Returns:
+      An `Aggregator`; takes `weights` `[m]`.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> print(byzjax.mean().aggregate(jnp.array([[1.0, 2.0], [3.0, 6.0]])))
+      [2. 4.]
+    """
+
+    def update(updates, state, params=None, *, weights=None, **extra):
+        m = checks.num_workers(updates)
+        dtype = stacked.widest_accumulator(jax.tree.leaves(updates))
+        checked = lift.check_weights("mean", weights, m)
+        if checked is None:
+            shares = jnp.full((m,), 1 / m, dtype)
+        else:
+            shares = checked.astype(dtype) / jnp.sum(checked.astype(dtype))
+        return stacked.weighted_sum(updates, shares), state
+
+    def weigh(geometry, weights):
+        shares = jnp.where(geometry.finite, 1.0 if weights is None else weights, 0)
+        return stacked.normalized(shares)
+
+    # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
+    inside = lift.geometric("mean", weigh, weighted=True, distances=False)
+    return Aggregator(inside.init, update, weigh=inside.weigh, distances=False)

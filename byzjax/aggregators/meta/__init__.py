@@ -1,0 +1,1 @@
+"""Meta-rules: aggregator in, aggregator out, one a file."""

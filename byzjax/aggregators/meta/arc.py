@@ -1,0 +1,54 @@
+"""Adaptive robust clipping: the longest rows are clipped to the next shorter."""
+
+import jax.numpy as jnp
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator
+from byzjax.numerics import stacked
+
+
+def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
+    r"""Adaptive robust clipping (ARC): the longest rows clipped to the next shorter.
+
+    .. math:: y_i = \min(1, c / \|x_i\|) \, x_i, \quad
+      c = \text{the } (k+1)\text{-th largest norm}, \quad
+      k = \lfloor 2 \tfrac{f}{m} (m - f) \rfloor
+
+    **Guarantee.** (f, κ + 2f/(m−2f))-robust over an (f, κ)-robust base (Allouah et al.
+    2024). As k ≥ f, no row is left longer than the longest honest one, so the result is
+    bounded by the honest norms even where the base fails. A row that is not finite is
+    clipped to zero. Over a geometric base the clipping itself does not touch the
+    coordinates.
+
+    Args:
+      rule: the base aggregator.
+      num_byzantine: f.
+
+    Returns:
+      An `Aggregator`.
+
+    Raises:
+      TypeError: if `rule` is no aggregator.
+      ValueError: m < 2f + 1 at trace time.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[1.0], [2.0], [50.0]])
+      >>> print(byzjax.arc(byzjax.median(), num_byzantine=1).aggregate(rows))
+      [2.]
+
+    Reference:
+      Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
+      Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432
+    """
+    f = checks.count("arc", num_byzantine=num_byzantine)
+
+    def factors(geometry):
+        m = geometry.num_workers
+        # In integers: the floor of the floating-point product may be one too low.
+        k = 2 * f * (m - f) // m
+        longest = jnp.sort(geometry.squared_norms)[m - k - 1]
+        return geometry.clip_factors(stacked.root(longest))
+
+    return lift.prescaled("arc", rule, factors, check=checks.minority("arc", f))

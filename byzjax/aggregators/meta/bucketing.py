@@ -1,0 +1,77 @@
+"""Bucketing: a rule on the means of random buckets of workers."""
+
+import jax
+import jax.numpy as jnp
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator
+
+
+def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
+    r"""Bucketing: the rule on the means of random buckets of workers.
+
+    .. math:: y_b = \frac{1}{|B_b|} \sum_{i \in B_b} x_i, \qquad A(y_1, \dots, y_n),
+      \quad n = \lceil m / s \rceil
+
+    over a fresh random permutation each time; the last bucket may be smaller. The
+    base sees n rows, of which up to f are Byzantine: choose its f accordingly.
+
+    **Guarantee.** For sδ < 1/2, the spread that the base sees shrinks by s while its
+    Byzantine fraction grows to at most sδ (Karimireddy et al. 2022). A bucket with a
+    row that is not finite is not finite, and the base treats it as an outlier. O(dm).
+
+    Args:
+      rule: the base aggregator.
+      bucket_size: s, at least 1 (the paper uses 2).
+
+    Returns:
+      An `Aggregator` that needs a `key`.
+
+    Raises:
+      TypeError: if `rule` is no aggregator.
+      ValueError: s < 1, s > m, or a missing key.
+
+    Example:
+      >>> import byzjax, jax, jax.numpy as jnp
+      >>> rule = byzjax.bucketing(byzjax.median(), bucket_size=2)
+      >>> print(rule.aggregate(jnp.ones((6, 2)), key=jax.random.key(0)))
+      [1. 1.]
+
+    Reference:
+      Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via
+      Bucketing, 2022, https://arxiv.org/abs/2006.09365
+    """
+    s = checks.count("bucketing", bucket_size=bucket_size, minimum=1)
+
+    def check(m):
+        if not s <= m:
+            raise ValueError(
+                f"bucketing needs bucket_size <= num_workers, got bucket_size={s} and "
+                f"num_workers={m}"
+            )
+
+    def matrix(geometry, key):
+        m = geometry.num_workers
+        order = jax.random.permutation(key, m)
+        bucket = (
+            jnp.zeros((m,), jnp.int32)
+            .at[order]
+            .set(jnp.arange(m, dtype=jnp.int32) // s)
+        )
+        member = bucket[None, :] == jnp.arange(-(-m // s), dtype=jnp.int32)[:, None]
+        member = member.astype(geometry.squared_norms.dtype)
+        return member / jnp.sum(member, axis=1, keepdims=True)
+
+    def sizes(m):
+        return [min(s, m - first) for first in range(0, m, s)]
+
+    return lift.premixed(
+        "bucketing",
+        rule,
+        matrix,
+        check=check,
+        sizes=sizes,
+        random=True,
+        distances=False,
+    )

@@ -1,0 +1,46 @@
+"""Clipping: long rows are shortened before the rule sees them."""
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator
+
+
+def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
+    r"""Clipping: every row scaled down to a norm of at most `max_norm`.
+
+    .. math:: y_i = \min(1, c / \|x_i\|) \, x_i, \qquad A(y_1, \dots, y_m)
+
+    Norms are over the whole tree.
+
+    **Guarantee.** No row is longer than c, so even over the mean the result is not. A
+    row that is not finite is clipped to zero. Over a geometric base the clipping itself
+    does not touch the coordinates.
+
+    Args:
+      rule: the base aggregator.
+      max_norm: c > 0, in units of the updates.
+
+    Returns:
+      An `Aggregator`.
+
+    Raises:
+      TypeError: if `rule` is no aggregator.
+      ValueError: a `max_norm` that is not positive.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[3.0, 4.0], [0.3, 0.4], [jnp.nan, 0.0]])
+      >>> print(byzjax.clipping(byzjax.mean(), max_norm=1.0).aggregate(rows))
+      [0.3 0.4]
+
+    Reference:
+      Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
+      Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432 (as the static
+      clipping that ARC is compared with)
+    """
+    checks.number("clipping", max_norm=max_norm, open_interval=True)
+
+    def factors(geometry):
+        return geometry.clip_factors(max_norm)
+
+    return lift.prescaled("clipping", rule, factors)

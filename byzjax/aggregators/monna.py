@@ -1,0 +1,73 @@
+"""MoNNA: the mean of the rows nearest a trusted one."""
+
+import jax.numpy as jnp
+
+from byzjax import checks
+from byzjax.aggregators import lift
+from byzjax.base import Aggregator
+from byzjax.numerics import order, stacked
+
+
+def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
+    r"""MoNNA: the mean of the rows nearest one trusted row, itself included.
+
+    .. math:: A(x) = \frac{1}{m - f} \sum_{i \in S} x_i, \quad
+      S = \text{the } m - f \text{ rows nearest } x_p
+
+    Made for decentralised training, where every worker takes its own message as pivot.
+
+    **Guarantee.** As good as its pivot: if that one is honest, every row kept is no
+    farther from it than some honest row. With a Byzantine pivot there is none, except
+    that a row that is not finite has weight exactly 0, and all have if the pivot is
+    not. Ties go to the lowest index. Two
+    passes over the stack.
+
+    Args:
+      num_byzantine: f.
+      pivot: p, the index of the trusted row.
+
+    Returns:
+      An `Aggregator`.
+
+    Raises:
+      ValueError: m < 2f + 1 or p ≥ m at trace time.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> rows = jnp.array([[0.0], [1.0], [2.0], [50.0]])
+      >>> print(byzjax.monna(num_byzantine=1).aggregate(rows))
+      [1.]
+
+    Reference:
+      Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan: Robust Collaborative
+      Learning with Linear Gradient Overhead, 2023, https://arxiv.org/abs/2209.10931
+    """
+    f = checks.count("monna", num_byzantine=num_byzantine)
+    checks.count("monna", pivot=pivot)
+
+    def check(m):
+        checks.minority("monna", f)(m)
+        if not pivot < m:
+            raise ValueError(
+                f"monna needs pivot < num_workers, got pivot={pivot} and "
+                f"num_workers={m}"
+            )
+
+    def shares(squared_distances):
+        count = squared_distances.shape[0] - f
+        chosen = order.mark_nearest(squared_distances, count) / count
+        return jnp.where(jnp.isfinite(squared_distances), chosen, 0)
+
+    def weigh(geometry):
+        return shares(geometry.squared_distances[pivot])
+
+    def update(updates, state, params=None, *, weights=None, **extra):
+        m = checks.num_workers(updates)
+        check(m)
+        lift.refuse_weights("monna", weights)
+        squared = stacked.squared_distances_to_row(updates, pivot)
+        return stacked.weighted_sum(updates, shares(squared), at_most=m - f), state
+
+    # By itself it needs the distances to one row only; composed, the geometry is there.
+    geometric = lift.geometric("monna", weigh, check=check)
+    return Aggregator(geometric.init, update, weigh=geometric.weigh)

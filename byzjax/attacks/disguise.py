@@ -1,0 +1,62 @@
+"""How far a message may lie from the honest mean before the distances show it."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from byzjax import checks
+from byzjax.attacks import lift
+from byzjax.base import Attack, Tree
+from byzjax.numerics import stacked
+
+Perturbation = Literal["unit", "sign", "std"]
+
+
+def perturbed(
+    name: str,
+    perturbation: Perturbation,
+    reach: Callable[[Tree, Tree, Tree], jax.Array],
+    *,
+    num_byzantine: int | None,
+) -> Attack:
+    """An attack by μ − γp, with γ = `reach(honest, μ, −p)` and p by its word."""
+    checks.word(name, ("unit", "sign", "std"), perturbation=perturbation)
+
+    def message(honest, f):
+        center = lift.mean(honest)
+        towards = _perturbation(name, honest, center, perturbation)
+        return lift.shifted(center, reach(honest, center, towards), towards)
+
+    return lift.one_message(message, num_byzantine=num_byzantine)
+
+
+def hidden(honest: Tree, center: Tree, towards: Tree) -> jax.Array:
+    """The largest γ with ‖x_j − center − γ·towards‖ within the honest diameter, all j.
+
+    For each j this is aγ² − 2b_jγ + c_j <= D², true at γ = 0, with one root γ >= 0.
+    """
+    diameter = jnp.max(stacked.geometry(honest).squared_distances)
+    a = stacked.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
+    gaps = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, center)
+    b = lift.dots(gaps, towards)
+    c = stacked.squared_distances_to_tree(honest, center)
+    room = jnp.maximum(diameter - c, 0)
+    root = jnp.sqrt(b * b + a * room)
+    # b + root cancels for b < 0; the other form of the same root does not.
+    below = a * room / jnp.where(root - b > 0, root - b, 1)
+    gamma = jnp.where(b < 0, below, b + root) / jnp.where(a > 0, a, 1)
+    return jnp.min(gamma)
+
+
+def _perturbation(name: str, honest: Tree, center: Tree, p: Perturbation) -> Tree:
+    """−p, the way from the mean."""
+    if p == "sign":
+        return jax.tree.map(lambda c: -jnp.sign(c), center)
+    if p == "std":
+        lift.check_spread(name, honest, 1)
+        return jax.tree.map(lambda s: -s, lift.std(honest, center, ddof=1))
+    length = lift.norm(center)
+    inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
+    return jax.tree.map(lambda c: -(lift.number(inverse, c) * c), center)

@@ -1,0 +1,148 @@
+"""Checks of what users give: each error names the requirement and the value.
+
+The first argument is the name that the error begins with.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+
+def num_workers(updates: Any) -> int:
+    """Checks a stacked tree and returns its number of workers.
+
+    Raises:
+      ValueError: no leaves, a leaf without a worker axis, leaves with different
+        numbers of workers, or no worker at all.
+      TypeError: leaves that are no floating-point arrays.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    if not leaves:
+        raise ValueError(f"updates need at least one array, got the tree {updates!r}")
+    counts = {}
+    for path, leaf in leaves:
+        where = jax.tree_util.keystr(path) or "the array"
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"updates need arrays as leaves, got {type(leaf).__name__} at {where}"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"updates need floating-point leaves, got {leaf.dtype} at {where}"
+            )
+        if len(leaf.shape) == 0:
+            raise ValueError(
+                "updates need a worker axis in front of every leaf, got a scalar at "
+                f"{where}"
+            )
+        counts.setdefault(leaf.shape[0], where)
+    if len(counts) > 1:
+        (m0, at0), (m1, at1), *_ = counts.items()
+        raise ValueError(
+            "updates need the same number of workers in every leaf, got "
+            f"{m0} at {at0} and {m1} at {at1}"
+        )
+    (m,) = counts
+    if m == 0:
+        raise ValueError("updates need at least one worker, got num_workers=0")
+    return m
+
+
+def count(name: str, *, minimum: int = 0, **value: Any) -> int:
+    """Returns the one keyword given if it is an int of at least `minimum`."""
+    ((keyword, number),) = value.items()
+    if isinstance(number, bool) or not isinstance(number, int | np.integer):
+        raise TypeError(
+            f"{name} needs {keyword} to be a static int, got {keyword}={number!r}"
+        )
+    if number < minimum:
+        raise ValueError(f"{name} needs {keyword} >= {minimum}, got {keyword}={number}")
+    return int(number)
+
+
+def number(
+    name: str, *, minimum: float = 0.0, open_interval: bool = False, **value: Any
+) -> None:
+    """Checks the one keyword given: a number at least (or above) `minimum`.
+
+    A traced value, as under vmap over strengths, cannot be compared and passes.
+    """
+    ((keyword, number),) = value.items()
+    if isinstance(number, jax.core.Tracer):
+        return
+    array = np.asarray(number)
+    if array.dtype.kind not in "iuf" or array.ndim != 0:
+        raise TypeError(f"{name} needs {keyword} to be a number, got {number!r}")
+    ok = array > minimum if open_interval else array >= minimum
+    if not ok or np.isinf(array):
+        sign = ">" if open_interval else ">="
+        raise ValueError(
+            f"{name} needs a finite {keyword} {sign} {minimum:g}, "
+            f"got {keyword}={number}"
+        )
+
+
+def word(name: str, allowed: Sequence[str], **value: Any) -> None:
+    """Checks that the one keyword given is one of the words allowed."""
+    ((keyword, word),) = value.items()
+    if word not in allowed:
+        *others, last = (f'"{other}"' for other in allowed)
+        words = f"{', '.join(others)} or {last}"
+        raise ValueError(
+            f"{name} needs {keyword} to be {words}, got {keyword}={word!r}"
+        )
+
+
+def minority(name: str, num_byzantine: int) -> Callable[[int], None]:
+    """A check that more than half of the workers are honest."""
+
+    def check(m: int) -> None:
+        if not m >= 2 * num_byzantine + 1:
+            raise ValueError(
+                f"{name} needs num_workers >= 2 * num_byzantine + 1, got "
+                f"num_workers={m} and num_byzantine={num_byzantine}"
+            )
+
+    return check
+
+
+def key(name: str, key: Any) -> jax.Array:
+    """Returns `key`, or says how to give one."""
+    if key is None:
+        raise ValueError(
+            f"{name} needs a key, got key=None: pass key=jax.random.key(...) to update "
+            "or aggregate, or wrap the rule in byzjax.with_key(rule, key)"
+        )
+    is_key = hasattr(key, "dtype") and (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        or (key.dtype == np.uint32 and key.ndim >= 1)
+    )
+    if not is_key:
+        raise TypeError(f"{name} needs a key made by jax.random.key, got {key!r}")
+    return key
+
+
+def floating(owner: str, tree: Any) -> None:
+    """Raises if a leaf is not floating-point."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = jax.tree_util.keystr(path) or "the root"
+            raise TypeError(
+                f"{owner} needs real floating-point leaves, got {dtype} at {where}"
+            )
+
+
+def alike(owner: str, what: str, tree: Any, like: Any) -> None:
+    """Raises unless two trees agree in structure and shapes: nothing may broadcast."""
+    got, want = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, like)
+    same = jax.tree.structure(tree) == jax.tree.structure(like)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=False)
+    if not same or any(jnp.shape(x) != jnp.shape(y) for x, y in pairs):
+        raise ValueError(
+            f"{owner} needs {what} to have the structure and shapes {want}, got {got}"
+        )

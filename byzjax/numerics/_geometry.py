@@ -1,0 +1,150 @@
+"""Where the workers' rows lie relative to each other: the plane that rules weigh in.
+
+Everything here happens on m×m arrays and smaller ones; `stacked.geometry` reads them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from byzjax.numerics._gram import LARGEST_SQUARE, distances_in, product
+
+
+class Geometry(NamedTuple):
+    """Where the workers' rows lie relative to each other.
+
+    `gram` holds the inner products of x_i − c around a central row c, with one point
+    more, the *origin* (zero, or the centre of a rule that has one), in the last place.
+    Every point Σ a_i x_i with Σ a_i <= 1 is then a point of this plane: what is missing
+    to one sits at the origin. Centring is what makes small distances between large rows
+    exact: an uncentred Gram matrix cancels just when the honest workers agree.
+    """
+
+    gram: jax.Array  # [m + 1, m + 1], zero for rows that are not finite.
+    finite: jax.Array  # [m], bool.
+    squared_norms: jax.Array  # [m], distances to the origin, +inf if not finite.
+    squared_distances: jax.Array  # [m, m], +inf from and to rows that are not finite.
+
+    @property
+    def num_workers(self) -> int:
+        return self.finite.shape[0]
+
+    @property
+    def norms(self) -> jax.Array:
+        """Distances to the origin [m], +inf if not finite."""
+        return root(self.squared_norms)
+
+    def squared_distances_to(self, weights: jax.Array) -> jax.Array:
+        """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite."""
+        a = point(weights)
+        towards = product(self.gram, a)
+        distances = product(a, towards) - 2 * towards + jnp.diagonal(self.gram)
+        return jnp.where(self.finite, jnp.maximum(distances[:-1], 0), jnp.inf)
+
+    def squared_length(self, vector: jax.Array) -> jax.Array:
+        """aᵀ G a: the squared length of Σ a_i (x_i − c), for a `[m + 1]`."""
+        return product(product(vector, self.gram), vector)
+
+    def cosine_distances(self) -> jax.Array:
+        """1 − cos(x_i, x_j) [m, m]; 1 from and to zero rows, +inf where not finite."""
+        m = self.num_workers
+        norms = root(jnp.where(self.finite, self.squared_norms, 0))
+        lengths = norms[:, None] * norms[None, :]
+        both = self.finite[:, None] & self.finite[None, :]
+        usable = lengths > 0
+        lengths = jnp.where(usable, lengths, 1)
+        # Between rows of like norms from the distance: 1 − cos itself cancels where
+        # they are nearly parallel. Between others the distance cancels.
+        squared = jnp.where(both, self.squared_distances, 0)
+        squared = squared - jnp.square(norms[:, None] - norms[None, :])
+        gram, origin = self.gram[:m, :m], self.gram[:m, m]
+        inner = gram - origin[:, None] - origin[None, :] + self.gram[m, m]
+        alike = norms[:, None] <= 2 * norms[None, :]
+        near, far = squared / (2 * lengths), 1 - inner / lengths
+        distances = jnp.where(alike & alike.T, near, far)
+        distances = jnp.where(usable, jnp.clip(distances, 0, 2), 1)
+        distances = jnp.where(np.eye(m, dtype=bool), 0, distances)
+        return jnp.where(both, distances, jnp.inf)
+
+    def clip_factors(self, max_norm: jax.Array | float) -> jax.Array:
+        """What is kept [m] of rows cut to a norm of `max_norm`; 0 if not finite."""
+        norms = self.norms
+        long = norms > max_norm
+        # Selected before the quotient, so that derivatives are finite.
+        kept = jnp.where(long, max_norm / jnp.where(long, norms, 1), 1)
+        return jnp.where(jnp.isfinite(self.squared_norms), kept, 0)
+
+    def mixed(self, matrix: jax.Array) -> "Geometry":
+        """The geometry of y = `matrix` x, without touching the coordinates.
+
+        Args:
+          matrix: `[n, m]`; rows may sum to less than one, the rest is at the origin.
+
+        Returns:
+          Geometry of n workers. y_i is finite if all rows that enter it are.
+        """
+        finite = self.mixed_finite(matrix)
+        rest = 1 - jnp.sum(matrix, axis=1)
+        last = jnp.zeros((1, matrix.shape[1] + 1), matrix.dtype).at[0, -1].set(1)
+        points = jnp.concatenate(
+            [jnp.concatenate([matrix, rest[:, None]], axis=1), last], axis=0
+        )
+        half = product(points, self.gram)
+        gram = product(half, points)
+        gram = (gram + gram.T) / 2
+        finite &= jnp.diagonal(gram)[:-1] < LARGEST_SQUARE
+        distances = distances_in(gram)
+        return masked(gram, distances[:-1, -1], distances[:-1, :-1], finite)
+
+    def scaled(self, factors: jax.Array) -> "Geometry":
+        """The geometry of y_i = `factors`_i x_i; rows of factor zero are zeros.
+
+        Args:
+          factors: `[m]`, at most one.
+        """
+        if self.gram.size:
+            return self.mixed(jnp.diag(factors))
+        read = factors != 0
+        squares = jnp.where(read, self.squared_norms, 0) * factors**2
+        return self._replace(finite=self.finite | ~read, squared_norms=squares)
+
+    def mixed_finite(self, matrix: jax.Array) -> jax.Array:
+        """Which rows [n] of `matrix` x read finite rows of x only."""
+        return ~jnp.any((matrix != 0) & ~self.finite[None, :], axis=1)
+
+
+def masked(gram, squared_norms, squared_distances, finite) -> Geometry:
+    """Without the rows that are out of range or not `finite`."""
+    m = squared_norms.shape[0]
+    kept = finite & (squared_norms < LARGEST_SQUARE)  # False for NaN.
+    points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
+    both = points[:, None] & points[None, :]
+    return Geometry(
+        jnp.where(both, gram, 0),
+        kept,
+        jnp.where(kept, squared_norms, jnp.inf),
+        jnp.where(both[:m, :m], squared_distances, jnp.inf),
+    )
+
+
+def point(weights: jax.Array) -> jax.Array:
+    """Weights [m] as a point [m + 1]: what is missing to one sits at the origin."""
+    return jnp.append(weights, 1 - jnp.sum(weights))
+
+
+def normalized(weights: jax.Array) -> jax.Array:
+    """Weights `[m]` over their sum; zeros stay zeros, with finite derivatives."""
+    return over(weights, jnp.sum(weights))
+
+
+def root(squares: jax.Array) -> jax.Array:
+    """√squares, with a finite derivative at zero and at infinity."""
+    inside = (squares > 0) & jnp.isfinite(squares)
+    return jnp.where(inside, jnp.sqrt(jnp.where(inside, squares, 1)), squares)
+
+
+def over(values: jax.Array, size: jax.Array) -> jax.Array:
+    """Values over their size, zeros where that is zero."""
+    return values / jnp.where(size > 0, size, 1)

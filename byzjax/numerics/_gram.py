@@ -1,0 +1,246 @@
+"""The Gram matrix of a stack around a central row, in one pass over the coordinates.
+
+An uncentred Gram matrix cancels just when the honest workers agree; around a row that
+an attacker chose it would cancel whenever the attacker likes. So the centre is checked
+after a pass, and a better one is taken if need be. On CPUs and some GPUs the distances
+of a few dozen rows are measured: the centre is chosen by them, and inner products
+follow from them as long as no row lies far out.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from byzjax.base import accumulator_dtype
+from byzjax.numerics import _columns, _pairs, _pairs_gpu
+
+# A squared distance above this makes its row an outlier: sums of a few stay finite.
+LARGEST_SQUARE = 1e36
+# The centre is taken to be far off when most workers are this much farther from it
+# (squared) than from some worker: distances would lose more than 1e-4.
+_FAR = 1e3
+_MAX_CENTERS = 3
+# A row is far out when its squared distance from the centre is this many times that of
+# the rows around it. Inner products with those rows, where they follow from distances,
+# are off by the last place of the largest one: a hundred times their own last place.
+_FAR_OUT = 1e4
+
+
+@jax.custom_jvp
+def centered_gram(
+    rows: list[jax.Array], origins: list[jax.Array] | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The Gram matrix [m+1, m+1] around a central row, and what is known beside it.
+
+    The way it takes is chosen in `_around_center`:
+
+    * On a CPU up to 48 rows pair by pair (`_pairs.py`): for 17 rows by 10^6 krum takes
+      5.1 to 5.9 ms so, where products of centred copies take 1.6 to 2.2 times as long
+      whenever the two cores share no cache; of 64 rows products take less.
+    * On one NVIDIA GPU of compute capability 9 or more up to 48 rows a kernel
+      (`_pairs_gpu.py`): 1.5 reads of the stack for 17 rows, products 8.8.
+    * Else, and around an origin of its own, products of blocks (`_by_products`).
+
+    Measured on two CPU cores with jax 0.10.2 and on one H100; see docs/performance.md.
+
+    Returns:
+      gram, squared norms [m], squared distances [m, m], and of these the ones from the
+      central row [m]. Nothing is masked: rows that are not finite make what they enter
+      infinite or NaN.
+    """
+    gram, squared_norms, distances, center = _around_center(rows, origins)
+    return gram, squared_norms, distances, distances[center]
+
+
+@centered_gram.defjvp
+def _gram_jvp(primals, tangents):
+    # The centre is a constant here. That is exact for what the library makes of it:
+    # distances and affine combinations do not depend on the centre.
+    rows, origins = primals
+    row_tangents, origin_tangents = tangents
+    gram, squared_norms, distances, center = _around_center(rows, origins)
+    points_dot = jnp.zeros_like(gram)
+    norms_dot = jnp.zeros_like(squared_norms)
+    for k, (x, x_dot) in enumerate(zip(rows, row_tangents, strict=True)):
+        dtype = gram.dtype
+        x, x_dot = x.astype(dtype), x_dot.astype(dtype)
+        c = x[center]
+        zero = jnp.zeros_like(c)
+        o = zero if origins is None else origins[k].astype(dtype)
+        o_dot = zero if origins is None else origin_tangents[k].astype(dtype)
+        y = jnp.concatenate([x - c[None], (o - c)[None]])
+        # 0·NaN would reach the finite rows through the transposed product.
+        y = jnp.where(jnp.isfinite(y * y), y, 0)
+        y_dot = jnp.concatenate([x_dot, o_dot[None]])
+        half = product(y_dot, y)
+        points_dot += half + half.T
+        z = y[:-1] - y[-1:]
+        norms_dot += 2 * jnp.sum(z * (x_dot - o_dot[None]), axis=1)
+    squares_dot = jnp.diagonal(points_dot)
+    distances_dot = squares_dot[:, None] + squares_dot[None, :] - 2 * points_dot
+    distances_dot = distances_dot[:-1, :-1]
+    tangents_out = points_dot, norms_dot, distances_dot, distances_dot[center]
+    return (gram, squared_norms, distances, distances[center]), tangents_out
+
+
+def _around_center(rows, origins):
+    """Gram matrix, squared norms, squared distances, the index of the central row."""
+    ways = {}
+    if origins is None and rows[0].shape[0] <= _pairs.MOST_ROWS:
+        ways["cpu"] = functools.partial(
+            _by_pairs, measured=_pairs.measured, multiplied=_pairs.multiplied
+        )
+    if origins is None and _pairs_gpu.can_measure(rows):
+
+        def multiplied(rows, center):
+            return _products(rows, None, center, parts=1)[:2]
+
+        ways["cuda"] = functools.partial(
+            _by_pairs, measured=_pairs_gpu.measured, multiplied=multiplied
+        )
+    if not ways:
+        return _by_products(rows, origins)
+    default = functools.partial(_by_products, origins=None)
+    return lax.platform_dependent(rows, **ways, default=default)
+
+
+def _by_pairs(rows, *, measured, multiplied):
+    norms, distances = measured(rows)
+    m = norms.shape[0]
+    finite = norms < LARGEST_SQUARE
+    both = finite[:, None] & finite[None, :]
+    among = jnp.where(both, distances, jnp.inf)
+    # The middle of a row's distances is small only near the majority; without one that
+    # is finite, a finite row will do.
+    middle = -lax.top_k(-among, m // 2 + 1)[0][:, -1]
+    middle = jnp.minimum(middle, jnp.finfo(middle.dtype).max)
+    center = jnp.argmin(jnp.where(finite, middle, jnp.inf)).astype(jnp.int32)
+    far_out = jnp.any(finite & (among[center] > _FAR_OUT * middle[center]))
+    squares = jnp.block([[distances, norms[:, None]], [norms[None], jnp.zeros((1, 1))]])
+    from_center = squares[center]
+    gram = (from_center[:, None] + from_center[None, :] - squares) / 2
+
+    def by_products(_):
+        inner, towards = multiplied(rows, center)
+        inner = jnp.where(np.eye(m, dtype=bool), jnp.diag(distances[center]), inner)
+        origin = norms[center, None, None]
+        return False, jnp.block([[inner, towards[:, None]], [towards[None], origin]])
+
+    # A loop of one turn at most: of a condition, both sides would run under vmap. Rules
+    # that read distances alone are compiled without it.
+    _, gram = lax.while_loop(lambda carry: carry[0], by_products, (far_out, gram))
+    return gram, norms, distances, center
+
+
+def distances_in(gram: jax.Array) -> jax.Array:
+    """‖y_i − y_j‖² from inner products, what rounding leaves below zero cut off."""
+    squares = jnp.diagonal(gram)
+    distances = squares[:, None] + squares[None, :] - 2 * gram
+    same = np.eye(gram.shape[0], dtype=bool)
+    return jnp.where(same, 0, jnp.maximum(distances, 0))
+
+
+def _by_products(rows, origins):
+    m = rows[0].shape[0]
+    dtype = _columns.widest_accumulator(rows)
+
+    def pass_around(center, *, parts):
+        gram, squared_norms = _gram_pass(rows, origins, center, dtype, parts=parts)
+        far, better = _judged(gram, squared_norms, center)
+        return gram, squared_norms, jnp.asarray(center, jnp.int32), far, better
+
+    def again(carry):
+        tries, (*_, far, _) = carry
+        # How many centres are tried is bounded, so no attacker can stall a step.
+        return far & (tries < _MAX_CENTERS)
+
+    def step(carry):
+        tries, (*_, better) = carry
+        # These passes are rare: cut up, they would take as long to compile again.
+        return tries + 1, pass_around(better, parts=1)
+
+    # The first pass stands by itself, as it can leave out its own centre.
+    start = jnp.int32(1), pass_around(m - 1, parts=_columns.PRODUCTS)
+    _, (gram, squared_norms, center, _, _) = lax.while_loop(again, step, start)
+    return gram, squared_norms, distances_in(gram)[:m, :m], center
+
+
+def _judged(gram, squared_norms, center):
+    """Whether the centre lies far from the majority, and which row does not."""
+    m = squared_norms.shape[0]
+    majority = m // 2 + 1
+    diagonal = jnp.diagonal(gram)[:m]
+    finite = (diagonal < LARGEST_SQUARE) & (squared_norms < LARGEST_SQUARE)
+    distances = distances_in(gram)[:m, :m]
+    both = finite[:, None] & finite[None, :]
+    distances = jnp.where(both, distances, jnp.inf)
+    norms = jnp.where(squared_norms < LARGEST_SQUARE, squared_norms, jnp.inf)
+    from_center = jnp.where(finite, diagonal, jnp.inf)
+    together = jnp.concatenate([distances, norms[None], from_center[None]])
+    # The smaller half in order. A sort would take longer to compile than all the rest.
+    smallest = -lax.top_k(-together, majority)[0]
+    middle = smallest[:, -1]
+    reach, half_of_norms, from_center = middle[:m], middle[m], middle[m + 1]
+    # A far centre blurs these distances, and a row planted within the blur would
+    # look as central as an honest one. Norms are not blurred: of the smaller half
+    # none is larger than every honest row, so the next centre is near enough.
+    reach = jnp.where(norms <= half_of_norms, reach, jnp.inf)
+    known = jnp.isfinite(jnp.min(reach))
+    far = ~known | (from_center > _FAR * jnp.min(reach))
+    # Without distances to choose by, the finite row of median norm: it is no
+    # farther out than some honest row.
+    usable = jnp.sum(norms < jnp.inf)
+    median_norm = smallest[m, jnp.maximum(usable - 1, 0) // 2]
+    by_norm = jnp.argmax(norms == median_norm)
+    better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
+    return far & (better != center), better
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a bᵀ at full precision: the sum over the last axes of both."""
+    return lax.dot_general(
+        a,
+        b,
+        (((a.ndim - 1,), (b.ndim - 1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=a.dtype,
+    )
+
+
+def _gram_pass(rows, origins, center, dtype, *, parts):
+    """One pass over the stack, centred on the row of index `center`."""
+    inner, towards, squared_norms = _products(rows, origins, center, parts=parts)
+    gram = jnp.block(
+        [[inner, towards[:, None]], [towards[None, :], squared_norms[center]]]
+    )
+    return gram.astype(dtype), squared_norms.astype(dtype)
+
+
+def _products(rows, origins, center, *, parts):
+    """Inner products around a row [m, m], with the origin [m], squared norms [m]."""
+    m = rows[0].shape[0]
+    # A product of 16 rows takes two thirds of the time of one of 18 on CPU, whose
+    # vectors hold 16 numbers: the centre and the origin need no part in it.
+    is_last = isinstance(center, int) and center == m - 1
+
+    def of_block(x, *beside):
+        *o, c = (v.astype(accumulator_dtype(x.dtype)) for v in beside)
+        x = x.astype(c.dtype)
+        o = o[0] if o else jnp.zeros_like(c)
+        y = (x[:-1] if is_last else x) - c[None]
+        z = x - o[None]
+        return (product(y, y), product(y, o - c)), z * z
+
+    (inner, towards), squared_norms = _columns.fold(
+        of_block,
+        *_columns.bundled(rows, origins),
+        center=center,
+        parts=parts,
+    )
+    if is_last:
+        inner = jnp.pad(inner, (0, 1))
+        towards = jnp.pad(towards, (0, 1))
+    return inner, towards, squared_norms

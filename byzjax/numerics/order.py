@@ -1,0 +1,275 @@
+"""Along the worker axis, every coordinate by itself: order statistics and their means.
+
+`jnp.sort`, `jnp.median` and `jnp.mean` along a leading axis are 30 to 300 times slower
+on XLA:CPU than the memory allows (jax issues 4379, 10434, 25187), so nothing here sorts
+whole columns. NaN is ordered as +inf everywhere.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from byzjax.numerics._counting import by_count
+from byzjax.numerics._network import by_network
+from byzjax.numerics._reductions import (
+    larger,
+    nan_last,
+    reduce_rows,
+    row_sum,
+    smaller,
+    sum_of_rows,
+)
+from byzjax.numerics._words import by_words
+
+__all__ = [
+    "NETWORK_LIMIT",
+    "larger",
+    "mark_nearest",
+    "middle",
+    "nearest_mean",
+    "order_statistics",
+    "reduce_rows",
+    "row_sum",
+    "take",
+    "trimmed_mean",
+    "weighted_median",
+    "weighted_trimmed_mean",
+]
+
+# Rows of a network; of more its program takes too long to compile.
+NETWORK_LIMIT = 64
+# Words of more rows make a long program, and are not worth one in fewer columns.
+_MOST_ROWS_OF_WORDS = 4096
+_LEAST_COLUMNS_OF_WORDS = 64
+
+
+def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
+    """The values of the given ranks along axis 0, exactly.
+
+    The way it takes is chosen here, with the sizes at which it changes:
+
+    * Up to 64 rows a network of comparisons (`_network.py`), pruned to the ranks: one
+      pass, 1.2 reads of the stack for the median of 17, 7.2 for that of 64.
+    * More rows on a CPU: words of the bits of 32 rows (`_words.py`), linear in the
+      rows, 7 reads for the median of 128 and of 512, where counting takes 2 to 3 times
+      as long.
+    * Elsewhere, of float64, in fewer than 64 columns and of more than 4096 rows:
+      counting rows for every bit (`_counting.py`), a short program. On a GPU 82 reads
+      for the median of 128; words take 4.5 there, but compile for half a minute.
+
+    Measured on two CPU cores with jax 0.10.2 and on one H100; see docs/performance.md.
+
+    Args:
+      rows: `[m, ...]`, floating point.
+      ranks: 0-based, ascending order; rank 0 is the minimum.
+
+    Returns:
+      One array `[...]` for each rank. Rows that have the value share its derivative.
+    """
+    m = rows.shape[0]
+    if m > NETWORK_LIMIT:
+        return _by_bits(rows, tuple(ranks))
+    return by_network([nan_last(rows[i]) for i in range(m)], tuple(ranks))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _by_bits(rows: jax.Array, ranks: tuple[int, ...]) -> list[jax.Array]:
+    """`order_statistics` in a program that hardly grows with the rows."""
+    flat = rows.reshape(rows.shape[0], -1)
+    m, n = flat.shape
+    count = functools.partial(by_count, ranks=ranks)
+    in_words = rows.dtype.itemsize <= 4 and m <= _MOST_ROWS_OF_WORDS
+    if in_words and n >= _LEAST_COLUMNS_OF_WORDS:
+        words = functools.partial(by_words, ranks=ranks)
+        values = lax.platform_dependent(flat, cpu=words, default=count)
+    else:
+        values = count(flat)
+    return [value.reshape(rows.shape[1:]) for value in values]
+
+
+@_by_bits.defjvp
+def _by_bits_jvp(ranks, primals, tangents):
+    (rows,), (tangent,) = primals, tangents
+    values = _by_bits(rows, ranks)
+
+    def moved(value):
+        same = nan_last(rows) == value[None]
+        share = sum_of_rows(jnp.where(same & ~jnp.isnan(rows), tangent, 0))
+        return share / sum_of_rows(same.astype(rows.dtype))
+
+    return values, [moved(value) for value in values]
+
+
+def middle(rows: jax.Array, *, even: str = "midpoint") -> jax.Array:
+    """The median along axis 0; for an even number the midpoint or the lower middle."""
+    m = rows.shape[0]
+    low, high = (m - 1) // 2, m // 2
+    if low == high or even == "lower":
+        return order_statistics(rows, [low])[0]
+    a, b = order_statistics(rows, [low, high])
+    half = jnp.asarray(0.5, rows.dtype)
+    # Not (a + b) / 2, which may overflow, and a maximum that changes nothing (a <= b),
+    # as XLA would factor the half out again.
+    return a * half + jnp.maximum(a * half, b * half)
+
+
+def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
+    """Some rows of `[m, ...]`, read one by one where a network is to follow."""
+    count = indices.shape[0]
+    if count > NETWORK_LIMIT:
+        return jnp.take(rows, indices, axis=0)
+    return jnp.stack(
+        [
+            lax.dynamic_index_in_dim(rows, indices[i], keepdims=False)
+            for i in range(count)
+        ]
+    )
+
+
+def mark_nearest(distances: jax.Array, count: int) -> jax.Array:
+    """Marks the `count` smallest of `[m]` by 1, the rest by 0; lowest index first."""
+    chosen = jnp.argsort(distances, stable=True)[:count]
+    return jnp.zeros_like(distances).at[chosen].set(1)
+
+
+def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
+    """Per coordinate the mean of the `count` values nearest `center`.
+
+    Of values equally far the lowest rows are taken, exactly `count` in all.
+
+    Args:
+      rows: `[m, ...]`, floating point.
+      center: `[...]`.
+      count: how many values to keep, 1 <= count <= m.
+    """
+    m = rows.shape[0]
+    if m > NETWORK_LIMIT:
+        return _nearest_of_many(rows, center, count)
+    distances = [_gap(rows[i], center) for i in range(m)]
+    # The nearest are neighbours in order, so of every `count`-th value in order they
+    # hold one, the nearest of these. The farthest of them is the threshold.
+    gaps = [_gap(value, center) for value in order_statistics(rows, range(m))]
+    chosen = [functools.reduce(smaller, gaps[i::count]) for i in range(count)]
+    threshold = functools.reduce(larger, chosen)
+    one, zero = jnp.ones_like(threshold), jnp.zeros_like(threshold)
+
+    def count_closer(closer, distance):
+        return closer + jnp.where(distance < threshold, one, zero)
+
+    def add(carry, item):
+        total, free = carry
+        row, distance = item
+        tie = (distance == threshold) & (free > 0)
+        free = free - jnp.where(tie, one, zero)
+        kept = jnp.where((distance < threshold) | tie, row, zero)
+        return total + kept, free
+
+    closer = functools.reduce(count_closer, distances, zero)
+    items = zip([rows[i] for i in range(m)], distances, strict=True)
+    return functools.reduce(add, items, (zero, count - closer))[0] / count
+
+
+def _gap(rows, center):
+    return nan_last(jnp.abs(rows - center))
+
+
+def _nearest_of_many(rows, center, count):
+    """`nearest_mean` in a program that does not grow with the rows."""
+    distances = _gap(rows, center[None])
+    (threshold,) = order_statistics(distances, [count - 1])
+
+    def number(chosen):
+        return sum_of_rows(chosen.astype(rows.dtype))
+
+    def mean(chosen):
+        return sum_of_rows(jnp.where(chosen, rows, 0)) / count
+
+    def lowest():
+        closer, tie = distances < threshold[None], distances == threshold[None]
+        free = count - number(closer)
+        place = jnp.cumsum(tie.astype(rows.dtype), axis=0)
+        return mean(closer | (tie & (place <= free[None])))
+
+    near = distances <= threshold[None]
+    exactly = jnp.all(number(near) == count)
+    return lax.cond(exactly, lambda: mean(near), lowest)
+
+
+def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
+    """The mean along axis 0 of all but the `trim` smallest and `trim` largest."""
+    m = rows.shape[0]
+    if m <= NETWORK_LIMIT:
+        kept = order_statistics(rows, range(trim, m - trim))
+        return row_sum(kept) / len(kept)
+    low, high = order_statistics(rows, [trim, m - trim - 1])
+    # What is gone counts as `low` or `high`, `trim` times each, and is taken off again:
+    # as distances from that of their range which is nearest to zero, so that little is.
+    near = lax.stop_gradient(larger(smaller(jnp.zeros_like(low), high), low))
+    huge = larger(jnp.abs(low), jnp.abs(high)) > jnp.finfo(rows.dtype).max / m
+    scale = jnp.where(huge, jnp.asarray(0.5 ** m.bit_length(), rows.dtype), 1)
+
+    def distance(values):
+        return (values - near) * scale
+
+    below = jnp.where(rows < high[None], rows, high[None])  # NaN is `high`.
+    inside = jnp.where(below > low[None], below, low[None])
+    total = sum_of_rows(jax.vmap(distance)(inside))
+    rest = (total - trim * (distance(low) + distance(high))) / (m - 2 * trim)
+    finite = jnp.isfinite(low) & jnp.isfinite(high)
+    return jnp.where(finite, near + rest / scale, low + high)
+
+
+def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """The first value in sorted order whose cumulative weight exceeds one half."""
+    half = jnp.sum(weights) / 2
+    reached = _weight_up_to(rows, weights)
+    # The smallest value that reaches half; compared as values, so ties are no matter.
+    values = nan_last(rows)
+    far = jnp.asarray(jnp.inf, rows.dtype)
+    return jnp.min(jnp.where(reached > half, values, far), axis=0)
+
+
+def weighted_trimmed_mean(
+    rows: jax.Array, weights: jax.Array, fraction: float
+) -> jax.Array:
+    """The mean of the weight mass left when `fraction` of it is cut at each end."""
+    total = jnp.sum(weights)
+    low, high = fraction * total, (1 - fraction) * total
+    end = _weight_up_to(rows, weights, break_ties=True)
+    start = end - _column(weights, rows)
+    kept = jnp.maximum(jnp.minimum(end, high) - jnp.maximum(start, low), 0)
+    kept = jnp.where(kept > 0, kept, 0)
+    values = jnp.where(kept > 0, nan_last(rows), 0)
+    terms = [kept[i] * values[i] for i in range(rows.shape[0])]
+    return row_sum(terms) / row_sum([kept[i] for i in range(rows.shape[0])])
+
+
+def _column(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Weights `[m]` shaped to go with `[m, ...]`."""
+    return weights.reshape(weights.shape + (1,) * (rows.ndim - 1))
+
+
+def _weight_up_to(
+    rows: jax.Array, weights: jax.Array, *, break_ties: bool = False
+) -> jax.Array:
+    """For every value the total weight of the values not above it, `[m, ...]`.
+
+    With `break_ties`, equal values are ordered by row, so every value has a place of
+    its own in the order.
+    """
+    values = nan_last(rows)
+    index = _column(jnp.arange(rows.shape[0]), rows)
+
+    def add(total, item):
+        value, weight, at = item
+        below = value[None] < values
+        tie = value[None] == values
+        if break_ties:
+            tie &= at <= index
+        return total + jnp.where(below | tie, weight, 0), None
+
+    items = (values, weights, jnp.arange(rows.shape[0]))
+    return lax.scan(add, jnp.zeros_like(values), items)[0]

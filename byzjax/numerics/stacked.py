@@ -1,0 +1,336 @@
+"""Whole rows of a stacked tree: passes over it, and the geometry read from it.
+
+Rules that weigh whole workers never look at single coordinates. They need the m×m
+`Geometry`, read from the stack in one pass, and end in one weighted sum, a second pass;
+whatever happens in between happens on m×m arrays.
+
+Poison-proof: a row with a non-finite entry, or with a norm above about 10^18 (whose
+square float32 cannot hold), is an outlier. Its distances are +inf, and a weighted sum
+*selects* before it multiplies, since 0·inf is NaN.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from byzjax import base, checks
+from byzjax.base import accumulator_dtype
+from byzjax.numerics import _columns, order
+from byzjax.numerics._columns import flat_rows, total, widest_accumulator
+from byzjax.numerics._geometry import (
+    Geometry,
+    masked,
+    normalized,
+    over,
+    point,
+    root,
+)
+from byzjax.numerics._gram import LARGEST_SQUARE, centered_gram, product
+from byzjax.numerics._loops import on_all_cores
+from byzjax.numerics._reductions import row_sum
+
+__all__ = [
+    "Geometry",
+    "along_workers",
+    "column_sums",
+    "flat_rows",
+    "geometry",
+    "mix",
+    "normalized",
+    "norms",
+    "over",
+    "point",
+    "root",
+    "scale",
+    "squared_distances_to_row",
+    "squared_distances_to_tree",
+    "total",
+    "weighted_sum",
+    "widest_accumulator",
+]
+
+# Rows mixed one by one, in a longer program: four times as fast on CPU as a product.
+_MOST_TERMS = 256
+_MOST_IN_PARTS = 32  # Rows whose reduction is compiled for each part of a block.
+_GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
+
+
+def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry:
+    """Reads the geometry of a stack, in one pass over it in the ordinary case.
+
+    The rows are centred on one in their midst. Only what an attacker or a broken worker
+    sends may ask for more passes, two at most: a centre that turns out to lie far from
+    the majority, or rows far from any centre.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      origin: tree `[...]` that distances `squared_norms` are measured from; zero
+        when None.
+    """
+    checks.num_workers(updates)
+    rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
+    origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
+    gram, squared_norms, distances, from_center = centered_gram(rows, origins)
+    return masked(gram, squared_norms, distances, from_center < LARGEST_SQUARE)
+
+
+def norms(updates: base.Tree) -> Geometry:
+    """A geometry of norms alone: `gram` and `squared_distances` are empty `[0, 0]`."""
+    checks.num_workers(updates)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), updates)
+    squared_norms = squared_distances_to_tree(updates, zero)
+    nothing = jnp.zeros((0, 0), squared_norms.dtype)
+    return Geometry(nothing, jnp.isfinite(squared_norms), squared_norms, nothing)
+
+
+def along_workers(
+    reduce: Callable[..., jax.Array],
+    updates: base.Tree,
+    weights: jax.Array | None = None,
+) -> base.Tree:
+    """`reduce` over the rows of a stack, `[m, ...]` → `[...]`, in at least float32.
+
+    A network over the rows fuses into one pass. Sorts of more rows, and of weights,
+    run in blocks of columns, so that what they keep stays in cache.
+    """
+
+    def of_rows(x, *args):
+        rows = x.astype(accumulator_dtype(x.dtype))
+        return reduce(rows, *(w.astype(rows.dtype) for w in args)).astype(x.dtype)
+
+    def of_block(x, weights):
+        return of_rows(x, weights)[None]
+
+    def of_leaf(x):
+        flat = flat_rows(x)
+        return _columns.map_columns(of_block, 1, flat, weights).reshape(x.shape[1:])
+
+    if weights is not None:
+        return _columns.map_bundles(of_leaf, updates)
+    if checks.num_workers(updates) <= order.NETWORK_LIMIT:
+        return _columns.map_bundles(of_rows, updates)
+    return _columns.map_blocks(of_rows, updates)
+
+
+def weighted_sum(
+    updates: base.Tree,
+    weights: jax.Array,
+    *,
+    origin: base.Tree | None = None,
+    at_most: int | None = None,
+) -> base.Tree:
+    """Σ weights_i x_i, plus what the weights lack to one times the origin.
+
+    A row of weight zero is not read into the sum at all.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      weights: `[m]`.
+      origin: tree `[...]`; zero when None.
+      at_most: how many weights can be other than zero, if that is known: if at most
+        `order.NETWORK_LIMIT`, the other rows are not read from memory either.
+    """
+    rows = range(weights.shape[0])
+    if at_most is not None and at_most < len(rows):
+        first = jnp.argsort(weights == 0, stable=True)
+        rows = [first[i] for i in range(at_most)]
+
+    def of_rows(x, w, rows):
+        def term(i):
+            row = lax.dynamic_index_in_dim(x, i, keepdims=False)
+            return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
+
+        return row_sum([term(i) for i in rows])
+
+    def of_groups(x, w):  # All at once the program would grow with m.
+        count = -(-x.shape[0] // _GROUP)
+        # Rows that the last group lacks are the last row again, of weight zero.
+        w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
+
+        def add(k, total):
+            first = on_all_cores(k) * _GROUP
+            return total + of_rows(x, w, [first + j for j in range(_GROUP)])
+
+        return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
+
+    def of_leaf(x, *o):
+        w = weights.astype(accumulator_dtype(x.dtype))
+        many = len(rows) > order.NETWORK_LIMIT
+        out = of_groups(x, w) if many else of_rows(x, w, rows)
+        if o:
+            out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
+        return out.astype(x.dtype)
+
+    others = () if origin is None else (origin,)
+    return _columns.map_bundles(of_leaf, updates, *others)
+
+
+def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
+    """The stack y_i = `factors`_i x_i; any row of factor zero becomes zeros.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      factors: `[m]`.
+    """
+
+    def of_leaf(x):
+        kept = factors.reshape((-1,) + (1,) * (x.ndim - 1))
+        wide = x.astype(accumulator_dtype(x.dtype))
+        return jnp.where(kept != 0, wide * kept.astype(wide.dtype), 0).astype(x.dtype)
+
+    return jax.tree.map(of_leaf, updates)
+
+
+def mix(
+    updates: base.Tree,
+    matrix: jax.Array,
+    finite: jax.Array,
+    *,
+    sizes: Sequence[int] | None = None,
+    reduce: Callable[[jax.Array], jax.Array] | None = None,
+) -> base.Tree:
+    """The stack y = `matrix` x of n rows, or `reduce` of it, which is then not formed.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      matrix: `[n, m]`.
+      finite: `[n]`, from `mixed_finite`; the other rows become NaN.
+      sizes: if every row of `matrix` is the mean of some rows of x, of how many.
+      reduce: `[n, b]` → `[b]`, column by column.
+    """
+    n = matrix.shape[0]
+    few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
+    members = jnp.argsort(matrix == 0, axis=1, stable=True)
+
+    def finished(mixed):
+        return mixed if reduce is None else reduce(mixed)[None]
+
+    def of_block(x, matrix, finite):
+        return finished(_mixed(x, matrix, finite))
+
+    def of_leaf(x):
+        flat = flat_rows(x)
+        if few is not None:
+            out = finished(_means(few, flat, members, finite))
+        else:
+            rows = n if reduce is None else 1
+            out = _columns.map_columns(of_block, rows, flat, matrix, finite)
+        shape = x.shape[1:] if reduce is not None else (n, *x.shape[1:])
+        return out.astype(x.dtype).reshape(shape)
+
+    if reduce is None:
+        return jax.tree.map(of_leaf, updates)
+    if n <= (_MOST_IN_PARTS if few is None else order.NETWORK_LIMIT):
+        return _columns.map_bundles(of_leaf, updates)
+
+    def of_columns(x, matrix, finite):
+        return of_block(x, matrix, finite)[0].astype(x.dtype)
+
+    return _columns.map_blocks(of_columns, updates, matrix, finite)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _means(sizes, x, members, finite):
+    """Means `[n, b]` of the rows that `members` `[n, ...]` lists, `sizes` of them.
+
+    Read row by row: what reduces them fuses with them into one pass.
+    """
+    x = x.astype(accumulator_dtype(x.dtype))
+
+    def mean(i):
+        rows = order.take(x, members[i, : sizes[i]])
+        return jnp.where(finite[i], row_sum(list(rows)) / sizes[i], jnp.nan)
+
+    return jnp.stack([mean(i) for i in range(len(sizes))])
+
+
+@_means.defjvp
+def _means_jvp(sizes, primals, tangents):
+    # A product: backwards, a sum of so many single rows would be slow.
+    x, members, finite = primals
+    moved = tangents[0].astype(accumulator_dtype(x.dtype))
+    listed = np.arange(members.shape[1]) < np.asarray(sizes)[:, None]
+    hits = members[:, :, None] == np.arange(x.shape[0])[None, None]
+    matrix = jnp.any(hits & listed[:, :, None], axis=1).astype(moved.dtype)
+    matrix = jnp.where(finite[:, None], matrix, 0)
+    matrix = matrix / np.asarray(sizes, moved.dtype)[:, None]
+    return _means(sizes, x, members, finite), product(matrix, moved.T)
+
+
+def _mixed(x, matrix, finite):
+    """A block of y = `matrix` x, `[m, b]` → `[n, b]`."""
+    x = x.astype(accumulator_dtype(x.dtype))
+    read = jnp.any(matrix != 0, axis=0)
+    clean = jnp.where(read[:, None] & jnp.isfinite(x), x, 0)
+    matrix = jnp.where(finite[:, None], matrix, 0).astype(x.dtype)
+    mixed = jnp.matmul(matrix, clean, precision=lax.Precision.HIGHEST)
+    return jnp.where(finite[:, None], mixed, jnp.nan)
+
+
+def column_sums(
+    terms: Callable[..., base.Tree],
+    updates: base.Tree,
+    beside: base.Tree | None = None,
+    *,
+    row: int | None = None,
+) -> base.Tree:
+    """Sums over all coordinates of terms that each coordinate gives by itself.
+
+    One pass over the stack in blocks of _columns.
+
+    Args:
+      terms: of a block `[m, b]`, and one `[b]` of `beside` and of `row` if given → a
+        tree of `[..., b]`.
+      updates: stacked tree, leaves `[m, ...]`.
+      beside: tree `[...]` that is read along.
+      row: the index of a row that is read along.
+
+    Returns:
+      The tree of terms, summed: `[...]`.
+    """
+    rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
+    vectors = None
+    if beside is not None:
+        vectors = [jnp.ravel(x) for x in jax.tree.leaves(beside)]
+    rows, vectors = _columns.bundled(rows, vectors)
+
+    def of_block(*block):
+        return (), terms(*block)
+
+    return _columns.fold(of_block, rows, vectors, center=row)[1]
+
+
+def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Array:
+    """‖x_k − center‖² [m] over the whole tree, +inf where it is not finite."""
+    return _in_range(column_sums(_squared_gaps, updates, center))
+
+
+def squared_distances_to_row(updates: base.Tree, index: int) -> jax.Array:
+    """‖x_k − x_index‖² [m] over the whole tree, +inf where it is not finite."""
+    return _in_range(column_sums(_squared_gaps, updates, row=index))
+
+
+def _squared_gaps(x, c):
+    dtype = accumulator_dtype(x.dtype)
+    return _square(x.astype(dtype) - c.astype(dtype)[None])
+
+
+@jax.custom_jvp
+def _square(gap):
+    return gap * gap
+
+
+@_square.defjvp
+def _square_jvp(primals, tangents):
+    (gap,), (moved,) = primals, tangents
+    # What is not finite is cut off later; its derivative 0·NaN would not be zero.
+    square = gap * gap
+    return square, 2 * jnp.where(jnp.isfinite(square), gap, 0) * moved
+
+
+def _in_range(squares):
+    return jnp.where(squares < LARGEST_SQUARE, squares, jnp.inf)

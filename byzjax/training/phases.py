@@ -1,0 +1,159 @@
+"""The phases of a training step, in order: each reads a `Setup` and the state before.
+
+`messages` (gradients and the workers' transform), `forged` (the attack), `aggregated`,
+`served` (the server's update), `model_state_of`, `measured`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from byzjax import base, checks
+from byzjax.base import Attack, Tree, accumulator_dtype
+from byzjax.numerics import stacked
+from byzjax.training import workers
+from byzjax.training.setup import Setup
+from byzjax.training.state import Metrics, TrainState
+
+
+class Messages(NamedTuple):
+    """What the workers computed, the first `num_computed` of them."""
+
+    losses: jax.Array  # [n]
+    model_states: Tree  # Leaves [n, ...].
+    rows: Tree  # d^i, leaves [n, ...].
+    worker_state: Tree
+
+
+def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
+    """g^i = ∇f(x_t; z^i) and d^i = worker(g^i), worker by worker."""
+
+    def loss_of(at, batch):
+        if setup.has_model_state:
+            # Rebuilt in this trace: models of Flax NNX write to what they merge.
+            old = jax.tree.map(jnp.asarray, state.model_state)
+            return setup.loss_fn(at, old, batch)
+        return setup.loss_fn(at, batch), None
+
+    def gradient(at, batch):
+        (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(at, batch)
+        return loss, new, _clipped(grads, setup.max_grad_norm)
+
+    def one_worker(operands):
+        batch, worker_state = operands
+        loss, new, grads = gradient(state.params, batch)
+        message, worker_state = optax.with_extra_args_support(setup.worker).update(
+            grads,
+            worker_state,
+            state.params,
+            grad_fn=lambda at: gradient(at, batch)[2],
+            prev_params=state.prev_params,
+        )
+        return Messages(loss, new, message, worker_state)
+
+    operands = _poisoned(setup, batches), state.worker_state
+    return workers.map_workers(
+        one_worker, operands, setup.num_computed, at_most=setup.workers_at_once
+    )
+
+
+def forged(
+    setup: Setup,
+    attack: Attack | None,
+    rows: Tree,
+    state: Any,
+    key: jax.Array,
+    params: Tree,
+) -> tuple[Tree, Any]:
+    """What reaches the server: honest rows as they are, the last f forged."""
+    h, f = setup.num_honest, setup.num_byzantine
+    if attack is None or f == 0:
+        return rows, state
+    honest = jax.tree.map(lambda x: x[:h], rows)
+    own = jax.tree.map(lambda x: x[h:], rows) if attack.needs_own else None
+    sent, state = attack.forge(
+        honest, own, state, num_byzantine=f, key=key, params=params
+    )
+    return base.stack_rows(honest, sent), state
+
+
+def aggregated(
+    setup: Setup, rows: Tree, state: TrainState, key: jax.Array, extra: dict[str, Any]
+) -> tuple[Tree, Any]:
+    """d̂ = A(d^1, …, d^m), and the rule's state."""
+    rule = optax.with_extra_args_support(setup.aggregator)
+    direction, rule_state = rule.update(
+        rows, state.aggregator_state, state.params, key=key, **extra
+    )
+    checks.alike("trainer.step", "the aggregate", direction, state.params)
+    return direction, rule_state
+
+
+def served(setup: Setup, direction: Tree, state: TrainState) -> tuple[Tree, Any]:
+    """x_{t+1} = server(x_t, d̂), and the server's state."""
+    server = optax.with_extra_args_support(setup.server)
+    updates, server_state = server.update(direction, state.server_state, state.params)
+    checks.alike("trainer.step", "the server's updates", updates, state.params)
+    return optax.apply_updates(state.params, updates), server_state
+
+
+def model_state_of(
+    setup: Setup, new: Tree, state: TrainState, keys: tuple[jax.Array, jax.Array]
+) -> tuple[Tree, tuple[Any, Any]]:
+    """The aggregate of the workers' model states, attacked as messages are."""
+    old, (attack_state, rule_state) = state.model_state, state.model_rule_states
+    if setup.has_model_state:
+        one = jax.tree.map(lambda x: x[0], new)
+        checks.alike("trainer.step", "loss_fn's new model state", one, old)
+    if not jax.tree.leaves(old):  # A model may have none, and say so by {}.
+        return old, (attack_state, rule_state)
+    attack = setup.model_attack
+    new, attack_state = forged(setup, attack, new, attack_state, keys[0], old)
+    # The rule's own f counts on m rows, whoever computed them.
+    if setup.num_computed < setup.num_workers and attack is None:
+        from_honest = np.arange(setup.num_workers) % setup.num_honest
+        new = jax.tree.map(lambda x: x[from_honest], new)
+    rule = optax.with_extra_args_support(setup.model_rule)
+    out, rule_state = rule.update(new, rule_state, old, key=keys[1])
+    return out, (attack_state, rule_state)
+
+
+def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:
+    """What the step reports, from the honest workers' losses and messages."""
+    h = setup.num_honest
+    honest = jax.tree.map(lambda x: x[:h], sent.rows)
+    center = stacked.weighted_sum(honest, jnp.full((h,), 1 / h))
+    return Metrics(
+        loss=jnp.sum(sent.losses[:h]) / h,
+        aggregate_norm=_norm(direction),
+        honest_distance=_norm(jax.tree.map(jnp.subtract, direction, center)),
+    )
+
+
+def _poisoned(setup, batches):
+    """The batches that are computed on, those of Byzantine workers poisoned."""
+    computed, h = setup.num_computed, setup.num_honest
+    if setup.poison is None:
+        return jax.tree.map(lambda x: x[:computed], batches)
+    poisoned = jax.vmap(setup.poison)(jax.tree.map(lambda x: x[h:computed], batches))
+    return base.stack_rows(jax.tree.map(lambda x: x[:h], batches), poisoned)
+
+
+def _norm(tree):
+    """Euclidean norm of a tree, by products: XLA:CPU would copy what sums are of."""
+    wide = [x.astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
+    precision = jax.lax.Precision.HIGHEST
+    squares = [jnp.vdot(x, x, precision=precision) for x in wide]
+    return jnp.sqrt(stacked.total(squares))
+
+
+def _clipped(grads, max_norm):
+    """A gradient scaled down to `max_norm`, if it is longer."""
+    if max_norm is None:
+        return grads
+    norm = _norm(grads)
+    scale = jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

@@ -1,0 +1,84 @@
+"""What a trainer is made of: its parts and numbers, checked once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from byzjax import checks
+from byzjax.base import Attack
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The arguments of `trainer`, checked, and what follows from them."""
+
+    loss_fn: Callable[..., Any]
+    worker: optax.GradientTransformation
+    attack: Attack | None
+    aggregator: optax.GradientTransformation
+    server: optax.GradientTransformation
+    num_workers: int  # m
+    num_byzantine: int  # f
+    poison: Callable[[Any], Any] | None
+    max_grad_norm: float | None
+    has_model_state: bool
+    model_rule: optax.GradientTransformation
+    model_attack: Attack | None
+    workers_at_once: int | None
+
+    def __post_init__(self):
+        m = checks.count("trainer", num_workers=self.num_workers, minimum=1)
+        f = checks.count("trainer", num_byzantine=self.num_byzantine)
+        if not f < m:
+            raise ValueError(
+                "trainer needs num_byzantine < num_workers, got "
+                f"num_byzantine={f} and num_workers={m}"
+            )
+        self._check_parts()
+        if not self.has_model_state and self.model_attack:
+            raise ValueError(
+                "trainer needs has_model_state=True for a model_state_aggregator or "
+                "model_state_attack, got has_model_state=False"
+            )
+        if self.max_grad_norm is not None:
+            checks.number(
+                "trainer", max_grad_norm=self.max_grad_norm, open_interval=True
+            )
+        if self.workers_at_once is not None:
+            checks.count("trainer", workers_at_once=self.workers_at_once, minimum=1)
+        if self.poison is not None and self.num_computed < m:
+            raise ValueError(
+                "trainer needs an attack that sends what the Byzantine workers "
+                "computed for poison to have an effect, got one that reads the honest "
+                "messages only"
+            )
+
+    def _check_parts(self):
+        link = optax.GradientTransformation, "an optax.GradientTransformation"
+        forger = Attack | None, "a byzjax.Attack"
+        for keyword, value, (kind, name) in (
+            ("aggregator", self.aggregator, link),
+            ("server", self.server, link),
+            ("worker", self.worker, link),
+            ("model_state_aggregator", self.model_rule, link),
+            ("attack", self.attack, forger),
+            ("model_state_attack", self.model_attack, forger),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+
+    @property
+    def num_honest(self) -> int:
+        """h = m − f, whose rows come first."""
+        return self.num_workers - self.num_byzantine
+
+    @property
+    def num_computed(self) -> int:
+        """Rows computed by following the protocol; others are forged from these."""
+        attacks = self.attack, self.model_attack
+        reads_own = any(a is not None and a.needs_own for a in attacks)
+        if self.attack is None or reads_own:
+            return self.num_workers
+        return self.num_honest

@@ -1,0 +1,208 @@
+"""One training step under attack, as a pure function: `trainer`.
+
+Workers are a vmapped batch axis. A step is gradients, worker transform, attack,
+aggregator, server transform, in this order; a run is `lax.scan` over steps and a sweep
+over seeds is `vmap` over runs, each of them one XLA program.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byzjax import checks
+from byzjax.aggregators.median import median
+from byzjax.base import Aggregator, Attack, Tree
+from byzjax.training import phases, workers
+from byzjax.training.setup import Setup
+from byzjax.training.state import Metrics, Trainer, TrainState
+
+
+def trainer(
+    loss_fn: Callable[..., Any],
+    *,
+    aggregator: optax.GradientTransformation,
+    server: optax.GradientTransformation,
+    num_workers: int,
+    num_byzantine: int = 0,
+    worker: optax.GradientTransformation | None = None,
+    attack: Attack | None = None,
+    poison: Callable[[Any], Any] | None = None,
+    max_grad_norm: float | None = None,
+    has_model_state: bool = False,
+    model_state_aggregator: Aggregator | None = None,
+    model_state_attack: Attack | None = None,
+    workers_at_once: int | None = None,
+) -> Trainer:
+    r"""Synchronous training with m workers of which the last f are Byzantine.
+
+    .. math::
+      g^i = \nabla f(x_t; z^i), \quad d^i = \mathrm{worker}(g^i), \quad
+      \hat d = A(d^1, \dots, \mathrm{attack}(\dots)), \quad
+      x_{t+1} = \mathrm{server}(x_t, \hat d)
+
+    The worker transform is given `grad_fn` (the gradient on the same sample at other
+    parameters) and `prev_params`, which μ²-SGD's `storm` needs and other optax
+    transformations ignore. An attack that reads only the honest messages costs no
+    Byzantine gradients: the last f batches are then not touched.
+
+    The f that the rule assumes is the rule's own argument; `num_byzantine` here is how
+    many attackers there really are.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)` → scalar loss of one worker's batch, or, with
+        `has_model_state`, `loss_fn(params, model_state, batch)` → (loss, new state).
+      aggregator: stacked messages `[m, ...]` → `[...]`, such as
+        `byzjax.ctma(byzjax.median(), num_byzantine=8)`.
+      server: optax transformation of the aggregate, such as `optax.sgd(0.1)` or
+        `byzjax.anytime(optax.sgd(0.1))`.
+      num_workers: m.
+      num_byzantine: f, the workers of the last f rows attack.
+      worker: optax transformation of each worker's gradient, such as
+        `byzjax.momentum(0.9)` or `byzjax.storm()`; None sends plain gradients. One that
+        draws noise does so for each worker if its key is a typed one, `jax.random.key`.
+      attack: what the Byzantine workers send; None: they follow the protocol.
+      poison: batch → batch, applied to the Byzantine workers' data, such as
+        `byzjax.poisoning.label_flip(10)`.
+      max_grad_norm: each worker's gradient is scaled down to this norm, if larger.
+      has_model_state: whether `loss_fn` has the second form.
+      model_state_aggregator: rule for the workers' new model states, by default the
+        coordinate-wise median. Never an unprotected mean unless you say so.
+      model_state_attack: what the Byzantine workers send as model state; None: what
+        they computed, or copies of honest workers' where they compute nothing.
+      workers_at_once: how many workers' gradients are computed together, at most;
+        None is all. Chunks need less memory; on CPUs they can be faster for it, on
+        GPUs they are slower.
+
+    Returns:
+      A `Trainer`. `init(params, model_state=None)` → `TrainState`;
+      `step(state, batches, key, **extra)` → (`TrainState`, `Metrics`), with leaves of
+      batches `[m, b, ...]`, `key` for attacks and rules that draw, and `extra`, such as
+      `weights`, for the aggregator. Jit it, scan it, vmap it, donate its state.
+
+    Raises:
+      TypeError: an aggregator, server, worker or attack of the wrong kind.
+      ValueError: f ≥ m, poisoned data that no attack would send; at trace time batches
+        of another number of workers, or an aggregate, update or model state that has
+        not the shapes of what it belongs to.
+
+    Example:
+      >>> import byzjax, jax, jax.numpy as jnp, optax
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((params[None] - batch) ** 2)
+      >>> trainer = byzjax.trainer(
+      ...     loss_fn,
+      ...     worker=byzjax.storm(),
+      ...     attack=byzjax.attacks.sign_flip(),
+      ...     aggregator=byzjax.ctma(byzjax.geometric_median(), num_byzantine=2),
+      ...     server=byzjax.anytime(optax.sgd(0.1)),
+      ...     num_workers=5, num_byzantine=2,
+      ... )
+      >>> state = trainer.init(jnp.zeros(3))
+      >>> batches = jnp.ones((5, 4, 3))
+      >>> step = jax.jit(trainer.step)
+      >>> for key in jax.random.split(jax.random.key(0), 50):
+      ...     state, metrics = step(state, batches, key)
+      >>> print(state.params.round(1))
+      [1. 1. 1.]
+    """
+    if not has_model_state and model_state_aggregator:
+        raise ValueError(
+            "trainer needs has_model_state=True for a model_state_aggregator or "
+            "model_state_attack, got has_model_state=False"
+        )
+    setup = Setup(
+        loss_fn=loss_fn,
+        worker=optax.identity() if worker is None else worker,
+        attack=attack,
+        aggregator=aggregator,
+        server=server,
+        num_workers=num_workers,
+        num_byzantine=num_byzantine,
+        poison=poison,
+        max_grad_norm=max_grad_norm,
+        has_model_state=has_model_state,
+        model_rule=median()
+        if model_state_aggregator is None
+        else model_state_aggregator,
+        model_attack=model_state_attack,
+        workers_at_once=workers_at_once,
+    )
+
+    def init(params: Tree, model_state: Tree = None) -> TrainState:
+        return _initial(setup, params, model_state)
+
+    def step(
+        state: TrainState, batches: Any, key: jax.Array, **extra: Any
+    ) -> tuple[TrainState, Metrics]:
+        _check_batches(batches, setup.num_workers)
+        keys = jax.random.split(checks.key("trainer.step", key), 4)
+        sent = phases.messages(setup, state, batches)
+        rows, attack_state = phases.forged(
+            setup, attack, sent.rows, state.attack_state, keys[0], state.params
+        )
+        direction, aggregator_state = phases.aggregated(
+            setup, rows, state, keys[1], extra
+        )
+        params, server_state = phases.served(setup, direction, state)
+        model_state, model_rule_states = phases.model_state_of(
+            setup, sent.model_states, state, (keys[2], keys[3])
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            prev_params=state.params,
+            model_state=model_state,
+            worker_state=sent.worker_state,
+            attack_state=attack_state,
+            aggregator_state=aggregator_state,
+            server_state=server_state,
+            model_rule_states=model_rule_states,
+        )
+        return new_state, phases.measured(setup, sent, direction)
+
+    return Trainer(init, step)
+
+
+def _initial(setup, params, model_state):
+    """The state before the first step."""
+    if setup.has_model_state != (model_state is not None):
+        raise ValueError(
+            "trainer.init needs a model_state exactly if has_model_state, got "
+            f"has_model_state={setup.has_model_state} and model_state="
+            f"{'None' if model_state is None else 'a tree'}"
+        )
+    # Copies, so that a donated state does not take the caller's arrays with it.
+    params = jax.tree.map(jnp.copy, params)
+    model_state = jax.tree.map(jnp.copy, model_state)
+    attack, model_attack = setup.attack, setup.model_attack
+    worker_state = workers.copies(setup.worker.init(params), setup.num_computed)
+    rule_state = setup.model_rule.init(model_state) if setup.has_model_state else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        prev_params=jax.tree.map(jnp.copy, params),
+        model_state=model_state,
+        worker_state=worker_state,
+        attack_state=None if attack is None else attack.init(params),
+        aggregator_state=setup.aggregator.init(params),
+        server_state=setup.server.init(params),
+        model_rule_states=(
+            None if model_attack is None else model_attack.init(model_state),
+            rule_state,
+        ),
+    )
+
+
+def _check_batches(batches, m):
+    if not jax.tree.leaves(batches):
+        raise ValueError(f"trainer.step needs batches of arrays, got {batches!r}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] != m:
+            raise ValueError(
+                f"trainer.step needs batches with num_workers={m} in front of every "
+                f"leaf, got shape {shape} at {jax.tree_util.keystr(path) or 'the leaf'}"
+            )

@@ -1,0 +1,88 @@
+"""Coefficients over time: counts, schedules, those of the CTMA authors' code.
+
+Steps are counted t = 1, 2, ... as in the papers; a schedule receives optax's 0-based
+count, t - 1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.typing
+import numpy as np
+import optax
+
+# Python's round on Python's floats: NumPy's and float32 rounding decide some entries
+# differently (1/80 among them).
+# Both have long reached their floor where the tables end.
+_AUTHORS_BETA = np.array([max(round(1 / t, 3), 0.01) for t in range(1, 129)])
+_AUTHORS_MIXING = np.array(
+    [max(round(t / sum(range(1, t + 1)), 3), 0.01) for t in range(1, 257)]
+)
+
+
+def authors_beta(count: jax.typing.ArrayLike) -> jax.Array:
+    """Schedule max(round(1/t, 3), 0.01) of the 0-based count, t = count + 1.
+
+    Example:
+      >>> from byzjax.transforms import authors_beta
+      >>> print(authors_beta(0), authors_beta(2), authors_beta(10**6))
+      1.0 0.333 0.01
+    """
+    return _lookup(_AUTHORS_BETA, count)
+
+
+def authors_mixing(count: jax.typing.ArrayLike) -> jax.Array:
+    """Schedule max(round(t / (1 + ... + t), 3), 0.01) of the 0-based count t - 1.
+
+    Example:
+      >>> from byzjax.transforms import authors_mixing
+      >>> print(authors_mixing(0), authors_mixing(1), authors_mixing(10**6))
+      1.0 0.667 0.01
+    """
+    return _lookup(_AUTHORS_MIXING, count)
+
+
+def _lookup(table: np.ndarray, count: jax.typing.ArrayLike) -> jax.Array:
+    """Entry of a constant table, the last one past its end."""
+    return jnp.take(jnp.asarray(table, jnp.result_type(float)), count, mode="clip")
+
+
+def zero_count() -> jax.Array:
+    """The count before the first step."""
+    return jnp.zeros([], jnp.int32)
+
+
+def next_count(count: jax.Array) -> jax.Array:
+    """The count after a step; it stops at the largest integer."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def step_number(count: jax.Array) -> jax.Array:
+    """The paper's t = 1, 2, ... as a float."""
+    return count.astype(jnp.result_type(float)) + 1
+
+
+def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """A number or schedule as a float scalar."""
+    value = jnp.asarray(
+        value(count) if callable(value) else value, jnp.result_type(float)
+    )
+    if value.ndim:
+        raise ValueError(f"a coefficient must be a scalar, got shape {value.shape}")
+    return value
+
+
+def check_value(
+    owner: str, name: str, value: Any, requirement: str, holds: Callable[[Any], bool]
+) -> None:
+    """Raises if a number is out of range; schedules and tracers cannot be checked."""
+    if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+        return
+    numbers = (int, float, np.number, np.ndarray, jax.Array)
+    if isinstance(value, bool) or not isinstance(value, numbers) or np.ndim(value):
+        raise TypeError(f"{owner} needs {requirement}, got {name}={value!r}")
+    if not holds(float(value)):
+        raise ValueError(f"{owner} needs {requirement}, got {name}={value}")
