@@ -4,6 +4,7 @@ from byzjax import attacks, partition, poisoning
 from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.caf import caf
+from byzjax.aggregators.cap_weights import cap_weights
 from byzjax.aggregators.centered_clipping import (
     CenteredClippingState,
     centered_clipping,
@@ -67,6 +68,7 @@ __all__ = [
     "bucketing",
     "bulyan",
     "caf",
+    "cap_weights",
     "centered_clipping",
     "cge",
     "clipped_clustering",

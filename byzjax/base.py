@@ -138,14 +138,16 @@ class Attack(optax.GradientTransformationExtraArgs):
                 )
             honest = jax.tree.map(lambda leaf: leaf[: m - f], updates)
             own = jax.tree.map(lambda leaf: leaf[m - f :], updates)
-            messages, state = forge(
+            messages, state = checked_forge(
                 honest, own, state, num_byzantine=f, key=key, params=params, **extra
             )
             return stack_rows(honest, messages), state
 
         def checked_forge(honest, own, state, *, num_byzantine, **extra):
             f = _one_of(given, num_byzantine)
-            return forge(honest, own, state, num_byzantine=f, **extra)
+            sent, after = forge(honest, own, state, num_byzantine=f, **extra)
+            # A bad batch of one honest worker is no reason to lose what was learnt.
+            return sent, kept(stays_finite(after, state), after, state)
 
         self = super().__new__(cls, init, update)
         self.forge = checked_forge
@@ -197,6 +199,24 @@ def stack_rows(first: Tree, second: Tree) -> Tree:
         return jnp.concatenate(rows).reshape(len(a) + len(b), *a.shape[1:])
 
     return jax.tree.map(stack, first, second)
+
+
+def stays_finite(new: Tree, old: Tree) -> jax.Array:
+    """Whether every number of `new` is finite that is in `old`."""
+
+    def of_leaf(x, y):
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.asarray(True)
+        return jnp.all(jnp.isfinite(x) | ~jnp.isfinite(y))
+
+    found = jax.tree.leaves(jax.tree.map(of_leaf, new, old))
+    return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
+
+
+def kept(good: jax.Array, new: Tree, old: Tree) -> Tree:
+    """`new` where a step was good, else `old`, of the same structure."""
+    return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
 
 
 def accumulator_dtype(dtype) -> Any:

@@ -144,5 +144,6 @@ def alike(owner: str, what: str, tree: Any, like: Any) -> None:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=False)
     if not same or any(jnp.shape(x) != jnp.shape(y) for x, y in pairs):
         raise ValueError(
-            f"{owner} needs {what} to have the structure and shapes {want}, got {got}"
+            f"{owner} needs {what} to have the structure and shapes of {want}, "
+            f"got {got}"
         )

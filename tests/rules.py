@@ -151,8 +151,8 @@ RULES: list[Rule] = [
         scaling=False,
     ),
     Rule(
-        'geometric_median(init="median")',
-        lambda m, f: byzjax.geometric_median(init="median"),
+        'geometric_median(num_iterations=100, init="median")',
+        lambda m, f: byzjax.geometric_median(num_iterations=100, init="median"),
         ref.geometric_median,
         half,
         variant=True,

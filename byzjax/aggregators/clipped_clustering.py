@@ -16,8 +16,9 @@ from byzjax.numerics import stacked
 class ClippedClusteringState(NamedTuple):
     """State of `clipped_clustering`."""
 
-    norms: jax.Array  # The latest norms, latest first, [window].
-    count: jax.Array  # How many of them there are so far.
+    norms: jax.Array  # The norms of the latest rounds, latest first, [window].
+    rounds: jax.Array  # The number of the round of each, [window]; int32.
+    count: jax.Array  # How many of them there are, of whole rounds.
 
 
 def clipped_clustering(
@@ -42,7 +43,7 @@ def clipped_clustering(
     Args:
       max_norm: an upper bound for s, in units of the updates; None for none.
       linkage: "average" distance between clusters, or of their nearest rows ("single").
-      window: how many norms are kept; the paper keeps all.
+      window: how many norms are kept at most, of whole rounds; the paper keeps all.
 
     Returns:
       An `Aggregator` with a `ClippedClusteringState`.
@@ -69,7 +70,8 @@ def clipped_clustering(
 
     def init(params):
         norms = jnp.full((window,), jnp.inf, float)
-        return ClippedClusteringState(norms, jnp.int32(0))
+        rounds = jnp.zeros((window,), jnp.int32)
+        return ClippedClusteringState(norms, rounds, jnp.int32(0))
 
     def update(updates, state, params=None, *, weights=None, **extra):
         lift.refuse_weights(name, weights)
@@ -81,10 +83,16 @@ def clipped_clustering(
             )
         geometry = stacked.geometry(updates)
         # Places not filled yet hold +inf and come last.
-        history = jnp.concatenate(
-            [geometry.norms.astype(state.norms.dtype), state.norms[: window - m]]
-        )
+        norms = geometry.norms.astype(state.norms.dtype)
+        history = jnp.concatenate([norms, state.norms])
+        number = state.rounds[0] + 1
+        rounds = jnp.append(jnp.full((m,), number, jnp.int32), state.rounds)
+        # Of whole rounds only: what is left of one could be attackers' rows.
+        cut = jnp.where(state.count + m > window, rounds[window], -1)
+        history, rounds = history[:window], rounds[:window]
+        history = jnp.where(rounds == cut, jnp.inf, history)
         count = jnp.minimum(state.count + m, window)
+        count -= jnp.sum((rounds == cut) & (np.arange(window) < count), dtype=jnp.int32)
         ordered = jnp.sort(history)
         most = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
         most = most.astype(geometry.squared_norms.dtype)
@@ -98,7 +106,7 @@ def clipped_clustering(
         shares = jnp.where(geometry.finite, shares, 0)
         history = lax.stop_gradient(history)
         out = stacked.weighted_sum(updates, shares)
-        return out, ClippedClusteringState(history, count)
+        return out, ClippedClusteringState(history, rounds, count)
 
     return Aggregator(init, update)
 

@@ -7,10 +7,12 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from byzjax import base, checks
 from byzjax.base import Aggregator, accumulator_dtype
@@ -50,6 +52,29 @@ def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | N
     return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), 1)
 
 
+def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
+    """An `update` that does exactly without weights what it does with equal ones.
+
+    Else sums in another order, and cuts between rows, would round otherwise.
+    """
+
+    def either(updates, state, params=None, *, weights=None, **extra):
+        def without():
+            return update(updates, state, params, weights=None, **extra)
+
+        def weighted():
+            return update(updates, state, params, weights=weights, **extra)
+
+        if weights is None:
+            return without()
+        if jnp.shape(weights) != (checks.num_workers(updates),):
+            return weighted()  # Which refuses them by its name.
+        equal = jnp.all(check_weights("weights", weights, len(weights)) == 1)
+        return lax.cond(equal, without, weighted)
+
+    return either
+
+
 def coordinatewise(
     name: str,
     reduce: Callable[..., jax.Array],
@@ -82,6 +107,8 @@ def coordinatewise(
             check(rows.shape[0])
         return reduce(rows)
 
+    if weighted:
+        update = equal_weights_are_none(update)
     return Aggregator(optax.init_empty_state, update, reduce=checked_reduce)
 
 
@@ -135,7 +162,12 @@ def from_weigh(
         at_most = keeps(geometry.num_workers) if keeps and weights is None else None
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
-    return Aggregator(optax.init_empty_state, update, weigh=weigh, distances=distances)
+    return Aggregator(
+        optax.init_empty_state,
+        equal_weights_are_none(update),
+        weigh=weigh,
+        distances=distances,
+    )
 
 
 def premixed(

@@ -42,4 +42,5 @@ def mean() -> Aggregator:
 
     # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
     inside = lift.geometric("mean", weigh, weighted=True, distances=False)
+    update = lift.equal_weights_are_none(update)
     return Aggregator(inside.init, update, weigh=inside.weigh, distances=False)

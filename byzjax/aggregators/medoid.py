@@ -32,9 +32,8 @@ def medoid() -> Aggregator:
     """
 
     def weigh(geometry):
-        finite = geometry.finite
-        distances = jnp.sqrt(jax.lax.stop_gradient(geometry.squared_distances))
-        sums = jnp.sum(jnp.where(finite[None, :], distances, 0), axis=1)
-        return order.mark_nearest(jnp.where(finite, sums, jnp.inf), 1)
+        ones = jnp.ones_like(geometry.squared_norms)
+        sums = jax.lax.stop_gradient(geometry.summed_distances(ones))
+        return order.mark_nearest(sums, 1)
 
     return lift.geometric("medoid", weigh, keeps=lambda m: 1)

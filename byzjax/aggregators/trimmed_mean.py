@@ -41,9 +41,8 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
     f = checks.count("trimmed_mean", num_byzantine=num_byzantine)
 
     def reduce(rows, weights=None):
-        m = rows.shape[0]
         if weights is not None:
-            return order.weighted_trimmed_mean(rows, weights, f / m)
+            return order.weighted_trimmed_mean(rows, weights, f)
         return order.trimmed_mean(rows, f)
 
     return lift.coordinatewise(

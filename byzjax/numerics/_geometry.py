@@ -37,11 +37,61 @@ class Geometry(NamedTuple):
         return root(self.squared_norms)
 
     def squared_distances_to(self, weights: jax.Array) -> jax.Array:
-        """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite."""
+        """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite.
+
+        From inner products around c, which cancel where z and x_k are near each other
+        and far from c, or from the distances between the points, which cancel where z
+        has its weight on points far from both: whichever cancels less.
+        """
+        m = self.num_workers
         a = point(weights)
         towards = product(self.gram, a)
-        distances = product(a, towards) - 2 * towards + jnp.diagonal(self.gram)
-        return jnp.where(self.finite, jnp.maximum(distances[:-1], 0), jnp.inf)
+        diagonal = jnp.diagonal(self.gram)
+        length = product(a, towards)
+        by_products = length - 2 * towards + diagonal
+        norms = self.squared_norms[:, None]
+        apart = jnp.block([[self.squared_distances, norms]])
+        apart = jnp.where(self.finite[:, None] & (a != 0)[None, :], apart, 0)
+        among = jnp.concatenate([apart, jnp.append(apart[:, m], 0)[None]])
+        by_distances = product(apart, a) - product(product(among, a), a) / 2
+        size = jnp.abs(a)
+        lost = product(apart, size) + product(product(among, size), size)
+        closer = lost < length + diagonal[:m]
+        squares = jnp.where(closer, by_distances, by_products[:m])
+        return jnp.where(self.finite, jnp.maximum(squares, 0), jnp.inf)
+
+    def around(self, index: jax.Array) -> jax.Array:
+        """(x_i − x_k)·(x_j − x_k) [m, m] for the row of an index; zero if not finite.
+
+        From inner products around c or from distances, whichever cancels less.
+        """
+        m = self.num_workers
+        gram, lengths = self.gram[:m, :m], jnp.sqrt(jnp.diagonal(self.gram)[:m])
+        by_products = gram - gram[index][:, None] - gram[index][None, :]
+        by_products += gram[index, index]
+        both = self.finite[:, None] & self.finite[None, :] & self.finite[index]
+        apart = jnp.where(both, self.squared_distances, 0)
+        own = apart[index]
+        by_distances = (own[:, None] + own[None, :] - apart) / 2
+        reach = lengths + lengths[index]
+        closer = own[:, None] + own[None, :] < reach[:, None] * reach[None, :]
+        return jnp.where(both, jnp.where(closer, by_distances, by_products), 0)
+
+    def summed_distances(self, weights: jax.Array) -> jax.Array:
+        """Σ_i weights_i (‖x_k − x_i‖ − ‖c − x_i‖) [m], +inf if x_k is not finite.
+
+        Sums of distances but for a constant, taken off term by term, so that no row,
+        however far, rounds the others away.
+        """
+        m = self.num_workers
+        gram = self.gram[:m, :m]
+        squares = jnp.diagonal(gram)
+        apart = jnp.where(jnp.isinf(self.squared_distances), 0, self.squared_distances)
+        lengths = jnp.sqrt(apart) + jnp.sqrt(squares)[None, :]
+        gaps = over(squares[:, None] - 2 * gram, lengths)
+        used = self.finite[None, :]
+        sums = product(jnp.where(used, gaps, 0), jnp.where(self.finite, weights, 0))
+        return jnp.where(self.finite, sums, jnp.inf)
 
     def squared_length(self, vector: jax.Array) -> jax.Array:
         """aᵀ G a: the squared length of Σ a_i (x_i − c), for a `[m + 1]`."""

@@ -37,6 +37,7 @@ __all__ = [
     "trimmed_mean",
     "weighted_median",
     "weighted_trimmed_mean",
+    "without_slivers",
 ]
 
 # Rows of a network; of more its program takes too long to compile.
@@ -164,12 +165,13 @@ def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
         row, distance = item
         tie = (distance == threshold) & (free > 0)
         free = free - jnp.where(tie, one, zero)
-        kept = jnp.where((distance < threshold) | tie, row, zero)
+        kept = jnp.where((distance < threshold) | tie, row * scale, zero)
         return total + kept, free
 
+    scale = _scale_of_sums(2 * larger(jnp.abs(center), threshold), m)
     closer = functools.reduce(count_closer, distances, zero)
     items = zip([rows[i] for i in range(m)], distances, strict=True)
-    return functools.reduce(add, items, (zero, count - closer))[0] / count
+    return functools.reduce(add, items, (zero, count - closer))[0] / count / scale
 
 
 def _gap(rows, center):
@@ -185,7 +187,7 @@ def _nearest_of_many(rows, center, count):
         return sum_of_rows(chosen.astype(rows.dtype))
 
     def mean(chosen):
-        return sum_of_rows(jnp.where(chosen, rows, 0)) / count
+        return sum_of_rows(jnp.where(chosen, rows * scale[None], 0)) / count / scale
 
     def lowest():
         closer, tie = distances < threshold[None], distances == threshold[None]
@@ -193,6 +195,7 @@ def _nearest_of_many(rows, center, count):
         place = jnp.cumsum(tie.astype(rows.dtype), axis=0)
         return mean(closer | (tie & (place <= free[None])))
 
+    scale = _scale_of_sums(2 * larger(jnp.abs(center), threshold), rows.shape[0])
     near = distances <= threshold[None]
     exactly = jnp.all(number(near) == count)
     return lax.cond(exactly, lambda: mean(near), lowest)
@@ -203,13 +206,13 @@ def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
     m = rows.shape[0]
     if m <= NETWORK_LIMIT:
         kept = order_statistics(rows, range(trim, m - trim))
-        return row_sum(kept) / len(kept)
+        scale = _scale_of_sums(larger(-kept[0], kept[-1]), m)
+        return row_sum([value * scale for value in kept]) / len(kept) / scale
     low, high = order_statistics(rows, [trim, m - trim - 1])
     # What is gone counts as `low` or `high`, `trim` times each, and is taken off again:
     # as distances from that of their range which is nearest to zero, so that little is.
     near = lax.stop_gradient(larger(smaller(jnp.zeros_like(low), high), low))
-    huge = larger(jnp.abs(low), jnp.abs(high)) > jnp.finfo(rows.dtype).max / m
-    scale = jnp.where(huge, jnp.asarray(0.5 ** m.bit_length(), rows.dtype), 1)
+    scale = _scale_of_sums(larger(-low, high), m)
 
     def distance(values):
         return (values - near) * scale
@@ -222,6 +225,13 @@ def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
     return jnp.where(finite, near + rest / scale, low + high)
 
 
+def _scale_of_sums(most, m):
+    """A power of two with which m values of a size up to `most` can be added up."""
+    huge = most > jnp.finfo(most.dtype).max / m
+    small = jnp.asarray(0.5 ** m.bit_length(), most.dtype)
+    return lax.stop_gradient(jnp.where(huge, small, 1))
+
+
 def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:
     """The first value in sorted order whose cumulative weight exceeds one half."""
     half = jnp.sum(weights) / 2
@@ -232,19 +242,27 @@ def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(reached > half, values, far), axis=0)
 
 
-def weighted_trimmed_mean(
-    rows: jax.Array, weights: jax.Array, fraction: float
-) -> jax.Array:
-    """The mean of the weight mass left when `fraction` of it is cut at each end."""
+def weighted_trimmed_mean(rows: jax.Array, weights: jax.Array, trim: int) -> jax.Array:
+    """The mean of the weight left when `trim` of m parts of it are cut at each end."""
+    m = rows.shape[0]
     total = jnp.sum(weights)
-    low, high = fraction * total, (1 - fraction) * total
+    low = total * trim / m
+    high = total - low
     end = _weight_up_to(rows, weights, break_ties=True)
     start = end - _column(weights, rows)
-    kept = jnp.maximum(jnp.minimum(end, high) - jnp.maximum(start, low), 0)
-    kept = jnp.where(kept > 0, kept, 0)
+    kept = jnp.minimum(end, high) - jnp.maximum(start, low)
+    kept = without_slivers(kept, total)
     values = jnp.where(kept > 0, nan_last(rows), 0)
-    terms = [kept[i] * values[i] for i in range(rows.shape[0])]
-    return row_sum(terms) / row_sum([kept[i] for i in range(rows.shape[0])])
+    terms = [kept[i] * values[i] for i in range(m)]
+    return row_sum(terms) / row_sum([kept[i] for i in range(m)])
+
+
+def without_slivers(kept: jax.Array, total: jax.Array) -> jax.Array:
+    """Parts `[m, ...]` of a total weight, 0 where they may be left by rounding only.
+
+    A row that is cut has no weight at all: it may be infinite.
+    """
+    return jnp.where(kept > kept.shape[0] * jnp.finfo(kept.dtype).eps * total, kept, 0)
 
 
 def _column(weights: jax.Array, rows: jax.Array) -> jax.Array:

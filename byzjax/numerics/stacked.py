@@ -44,6 +44,7 @@ __all__ = [
     "norms",
     "over",
     "point",
+    "product",
     "root",
     "scale",
     "squared_distances_to_row",

@@ -45,13 +45,16 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
     def one_worker(operands):
         batch, worker_state = operands
         loss, new, grads = gradient(state.params, batch)
-        message, worker_state = optax.with_extra_args_support(setup.worker).update(
+        message, after = optax.with_extra_args_support(setup.worker).update(
             grads,
             worker_state,
             state.params,
             grad_fn=lambda at: gradient(at, batch)[2],
             prev_params=state.prev_params,
         )
+        # A bad batch costs a worker this step, and not what it remembers.
+        good = base.stays_finite((grads, message), (state.params, state.params))
+        worker_state = base.kept(good, after, worker_state)
         return Messages(loss, new, message, worker_state)
 
     operands = _poisoned(setup, batches), state.worker_state
@@ -117,8 +120,10 @@ def model_state_of(
         from_honest = np.arange(setup.num_workers) % setup.num_honest
         new = jax.tree.map(lambda x: x[from_honest], new)
     rule = optax.with_extra_args_support(setup.model_rule)
-    out, rule_state = rule.update(new, rule_state, old, key=keys[1])
-    return out, (attack_state, rule_state)
+    out, after = rule.update(new, rule_state, old, key=keys[1])
+    good = base.stays_finite(out, old)
+    rule_state = base.kept(good, after, rule_state)
+    return base.kept(good, out, old), (attack_state, rule_state)
 
 
 def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:

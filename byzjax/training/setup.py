@@ -37,11 +37,6 @@ class Setup:
                 f"num_byzantine={f} and num_workers={m}"
             )
         self._check_parts()
-        if not self.has_model_state and self.model_attack:
-            raise ValueError(
-                "trainer needs has_model_state=True for a model_state_aggregator or "
-                "model_state_attack, got has_model_state=False"
-            )
         if self.max_grad_norm is not None:
             checks.number(
                 "trainer", max_grad_norm=self.max_grad_norm, open_interval=True

@@ -108,11 +108,7 @@ def trainer(
       >>> print(state.params.round(1))
       [1. 1. 1.]
     """
-    if not has_model_state and model_state_aggregator:
-        raise ValueError(
-            "trainer needs has_model_state=True for a model_state_aggregator or "
-            "model_state_attack, got has_model_state=False"
-        )
+    model_rule = median() if model_state_aggregator is None else model_state_aggregator
     setup = Setup(
         loss_fn=loss_fn,
         worker=optax.identity() if worker is None else worker,
@@ -124,12 +120,15 @@ def trainer(
         poison=poison,
         max_grad_norm=max_grad_norm,
         has_model_state=has_model_state,
-        model_rule=median()
-        if model_state_aggregator is None
-        else model_state_aggregator,
+        model_rule=model_rule,
         model_attack=model_state_attack,
         workers_at_once=workers_at_once,
     )
+    if not has_model_state and (model_state_aggregator or model_state_attack):
+        raise ValueError(
+            "trainer needs has_model_state=True for a model_state_aggregator or "
+            "model_state_attack, got has_model_state=False"
+        )
 
     def init(params: Tree, model_state: Tree = None) -> TrainState:
         return _initial(setup, params, model_state)

@@ -26,6 +26,9 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
     `optax.ema(decay, debias=False)`, which starts from zero and so sends
     (1 - decay) * g_1 first, and from the heavy ball of `optax.trace`.
 
+    **Guarantee**: gradients that are not finite are passed on and leave the state as it
+    was, so that one bad batch costs a worker one step.
+
     Args:
       decay: weight of the past, in [0, 1); 0 sends the gradients themselves.
 
@@ -73,9 +76,11 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
             return jnp.where(state.count == 0, g, mixed.astype(g.dtype))
 
         averaged = jax.tree.map(average, updates, state.momentum)
-        count = schedules.next_count(state.count)
-        return averaged, MomentumState(
-            count, optax.tree.cast_like(averaged, state.momentum)
+        new = MomentumState(
+            schedules.next_count(state.count),
+            optax.tree.cast_like(averaged, state.momentum),
         )
+        good = base.stays_finite(new.momentum, state.momentum)
+        return averaged, base.kept(good, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

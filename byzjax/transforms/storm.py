@@ -34,7 +34,9 @@ def storm(
     t = 1 there is none: pass `params`, the result is not used.
 
     **Guarantee**: d_1 = g_1 exactly, and d_t = g_t exactly wherever beta_t = 1,
-    whatever `grad_fn` returned there. Costs one gradient more per step.
+    whatever `grad_fn` returned there. What is not finite is passed on and leaves the
+    state as it was, so that one bad batch costs a worker one step. Costs one gradient
+    more per step.
 
     Args:
       beta: weight of the new gradient, in (0, 1]. None for the paper's beta_t = 1/t; a
@@ -109,9 +111,11 @@ def storm(
             return jnp.where(keep == 0, g, moved.astype(g.dtype))
 
         corrected = jax.tree.map(correct, updates, state.momentum, previous)
-        count = schedules.next_count(state.count)
-        return corrected, StormState(
-            count, optax.tree.cast_like(corrected, state.momentum)
+        new = StormState(
+            schedules.next_count(state.count),
+            optax.tree.cast_like(corrected, state.momentum),
         )
+        good = base.stays_finite(new.momentum, state.momentum)
+        return corrected, base.kept(good, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -12,9 +12,10 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
 
     Norms are over the whole tree.
 
-    **Guarantee.** No row is longer than c, so even over the mean the result is not. A
-    row that is not finite is clipped to zero. Over a geometric base the clipping itself
-    does not touch the coordinates.
+    **Guarantee.** No row that the base sees is longer than c, so over a weighted mean
+    of rows (mean, krum, geometric_median …) the result is not. Over a rule by
+    coordinates it may be up to √m times as long. A row that is not finite is clipped to
+    zero. Over a geometric base the clipping itself does not touch the coordinates.
 
     Args:
       rule: the base aggregator.

@@ -72,8 +72,9 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             return order.mark_nearest(distances, m - f) / (m - f)
         by_distance = jnp.argsort(distances, stable=True)
         ordered = weights[by_distance]
-        room = (1 - f / m) * jnp.sum(ordered) - (jnp.cumsum(ordered) - ordered)
-        kept = jnp.clip(room, 0, ordered)
+        total = jnp.sum(ordered)
+        room = total * (m - f) / m - (jnp.cumsum(ordered) - ordered)
+        kept = order.without_slivers(jnp.minimum(room, ordered), total)
         return jnp.zeros_like(kept).at[by_distance].set(kept / jnp.sum(kept))
 
     keeps = (lambda m: m - f) if ties == "lowest" else None
@@ -101,4 +102,4 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         shares = jnp.where(jnp.isfinite(distances), trim(distances, weights), 0)
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
-    return Aggregator(rule.init, update)
+    return Aggregator(rule.init, lift.equal_weights_are_none(update))

@@ -1,0 +1,62 @@
+"""Weights of the workers with no share above a bound."""
+
+import jax
+import jax.numpy as jnp
+import jax.typing
+from jax import lax
+
+from byzjax import checks
+from byzjax.aggregators import lift
+
+
+def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
+    r"""Cuts claimed weights down, so that no worker has more than a share of their sum.
+
+    .. math:: u_i = \min(w_i, c), \quad c \text{ the largest with }
+      c \le s \sum_j \min(w_j, c)
+
+    Weights are claims of the workers: one that claims 10³⁰ samples owns every weighted
+    rule, by definition. A bound takes its word for no more than a share s.
+
+    **Guarantee.** Every u_i ≤ s Σ u, and what is not cut keeps its ratios. A weight
+    that is negative or not finite is zero. Where fewer than 1/s workers have a weight,
+    all have the same. f workers hold at most the share f s, and rules with weights bear
+    less than a half. O(m log m).
+
+    Args:
+      weights: `[m]`, as in `aggregate(..., weights=...)`; counts or floats.
+      max_share: s, at least 1/m and at most 1.
+
+    Returns:
+      `[m]`, scaled so that the largest claim was one.
+
+    Raises:
+      ValueError: weights that are no vector, s < 1/m or s > 1.
+
+    Example:
+      >>> import byzjax, jax.numpy as jnp
+      >>> counts = jnp.array([100.0, 200.0, 100.0, 1e6])
+      >>> print(byzjax.cap_weights(counts, max_share=0.5) * 1e6)
+      [100. 200. 100. 400.]
+    """
+    checks.number("cap_weights", max_share=max_share, open_interval=True)
+    weights = jnp.asarray(weights)
+    if weights.ndim != 1:
+        raise ValueError(
+            f"cap_weights needs weights of shape (num_workers,), got {weights.shape}"
+        )
+    m = weights.shape[0]
+    if not 1 <= m * max_share <= m:
+        raise ValueError(
+            "cap_weights needs 1 / num_workers <= max_share <= 1, got "
+            f"max_share={max_share} and num_workers={m}"
+        )
+    claimed = lift.check_weights("cap_weights", weights, m)
+    ordered = -jnp.sort(-claimed)
+    above = jnp.arange(m).astype(ordered.dtype) * max_share
+    rest = lax.cumsum(ordered, reverse=True)
+    caps = max_share * rest / jnp.where(above < 1, 1 - above, 1)
+    # The first cap that cuts as many as it was made for.
+    fits = (caps >= ordered) & (above < 1) & (rest > 0)
+    cut = jnp.minimum(claimed, caps[jnp.argmax(fits)])
+    return jnp.where(jnp.any(fits), cut, 1)
