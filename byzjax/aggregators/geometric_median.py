@@ -227,12 +227,28 @@ def _place(geometry, shares, nearest, spread):
     gram = gram / units[:, None] / units[None, :]
     itself = jnp.arange(shares.shape[0]) == nearest
     steps = jnp.where(itself, 0, shares * units)
-    along = stacked.product(gram, steps)
+    along = _precisely(gram, steps)
     length = jnp.maximum(stacked.product(steps, along), 0)
     squares = jnp.maximum(length - 2 * units * along + reach, 0)
     squares = jnp.where(geometry.finite, squares, jnp.inf)
     meets = squares <= _MET**2 * spread**2
     return _Place(itself, units, gram, steps, along, length, squares, meets)
+
+
+def _precisely(matrix, vector):
+    """The product [n] of `[n, m]` and `[m]`, its sums rounded once.
+
+    Where far attackers hold z far out, an error that they all share would move it.
+    """
+    terms = matrix * vector[None]
+    rest = jnp.zeros_like(terms[:, 0])
+    while terms.shape[1] > 1:
+        terms = jnp.pad(terms, ((0, 0), (0, terms.shape[1] % 2)))
+        one, other = jnp.split(terms, 2, axis=1)
+        terms = one + other
+        back = terms - one
+        rest += jnp.sum((one - (terms - back)) + (other - back), axis=1)
+    return terms[:, 0] + rest
 
 
 def _changes(place, steps):
@@ -294,7 +310,7 @@ def _direction(place, prior):
     total = jnp.where(total > 0, total, 1)
     others = left * jnp.where(place.meets, 0, prior)
     # Symmetric, by the root of W on either side.
-    root = jnp.sqrt(curved / total)
+    root = stacked.root(curved / total)
 
     def hessian(x):
         return (1 + _RIDGE) * x - root * stacked.product(cosines, root * x)

@@ -36,8 +36,11 @@ def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | N
     poison the rest. The largest is scaled to one, which no rule can tell, so that their
     sum is finite. Where no worker has a weight, all count the same.
     """
-    if weights is None:
-        return None
+    return None if weights is None else checked_weights(name, weights, m)
+
+
+def checked_weights(name: str, weights: jax.Array, m: int) -> jax.Array:
+    """`check_weights` of weights that are given."""
     weights = jnp.asarray(weights)
     if weights.shape != (m,):
         raise ValueError(
@@ -69,7 +72,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
             return without()
         if jnp.shape(weights) != (checks.num_workers(updates),):
             return weighted()  # Which refuses them by its name.
-        equal = jnp.all(check_weights("weights", weights, len(weights)) == 1)
+        equal = jnp.all(checked_weights("weights", weights, len(weights)) == 1)
         return lax.cond(equal, without, weighted)
 
     return either

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from byzjax.numerics._gram import LARGEST_SQUARE, distances_in, product
 
@@ -66,7 +67,8 @@ class Geometry(NamedTuple):
         From inner products around c or from distances, whichever cancels less.
         """
         m = self.num_workers
-        gram, lengths = self.gram[:m, :m], jnp.sqrt(jnp.diagonal(self.gram)[:m])
+        gram = self.gram[:m, :m]
+        lengths = jnp.sqrt(lax.stop_gradient(jnp.diagonal(gram)))
         by_products = gram - gram[index][:, None] - gram[index][None, :]
         by_products += gram[index, index]
         both = self.finite[:, None] & self.finite[None, :] & self.finite[index]

@@ -102,9 +102,9 @@ def test_jit_is_eager_in_one_trace_and_inputs_stay(rule):
     _, traced = compiled(rule.name, M, f, quick=False)
     rows, other = gaussian(seed=20), gaussian(seed=21)
     got = run(rule, rows, f)
+    so_far = len(traced)
     run(rule, other, f)
-    shape = traced[-1]
-    assert traced.count(shape) == 1, "a second call traced again"
+    assert traced and len(traced) == so_far, "a second call traced again"
     kept = rows.copy()
     arguments = rules.arguments(rule, jnp.asarray(rows))
     eager = rule.make(M, f).aggregate(rows, **arguments)  # NumPy in: could be written.

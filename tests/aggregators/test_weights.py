@@ -1,0 +1,99 @@
+"""Weights are claims: equal ones are none, what is cut stays out, shares are capped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import byzjax
+from tests import rules
+
+WEIGHTED = [rule for rule in rules.RULES if rule.weighted]
+M, F = 13, 6
+
+
+def stack(poison):
+    rows = np.random.default_rng(5).normal(size=(M, 12)).astype(np.float32)
+    rows[M - F :] = poison
+    return jnp.asarray(rows)
+
+
+@pytest.mark.parametrize("poison", [np.inf, np.nan, 1e17, 3e38])
+@pytest.mark.parametrize("rule", WEIGHTED, ids=lambda rule: rule.name)
+def test_equal_weights_are_none(rule, poison):
+    """Bit for bit, whatever they are; an iteration to how two programs round."""
+    rounding = 1e-5 if "geometric_median" in rule.name else 0
+    made, rows = rule.make(M, min(F, rule.most(M))), stack(poison)
+    want = jax.jit(made.aggregate)(rows)
+    weighted = jax.jit(lambda rows, w: made.aggregate(rows, weights=w))
+    for weight in (1.0, 0.1, 7.0, 1e-30, 1e30):
+        got = weighted(rows, jnp.full((M,), weight))
+        np.testing.assert_allclose(got, want, rtol=0, atol=rounding)
+
+
+ROBUST = {
+    "trimmed_mean": byzjax.trimmed_mean(F),
+    "ctma(median)": byzjax.ctma(byzjax.median(), F),
+    "ctma(geometric_median)": byzjax.ctma(byzjax.geometric_median(), F),
+    "ctma(trimmed_mean)": byzjax.ctma(byzjax.trimmed_mean(F), F),
+}
+
+
+@pytest.mark.parametrize("poison", [np.inf, 1e17])
+@pytest.mark.parametrize("name", ROBUST)
+def test_what_weights_cut_stays_out(name, poison):
+    """Attackers hold the share that is cut, up to how their weights are rounded."""
+    run = jax.jit(lambda rows, w: ROBUST[name].aggregate(rows, weights=w))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        honest = rng.uniform(0.1, 1, M - F)
+        theirs = rng.uniform(0.1, 1, F)
+        theirs *= F / (M - F) * honest.sum() / theirs.sum()  # f/m of the total.
+        weights = jnp.asarray(np.concatenate([honest, theirs]), jnp.float32)
+        got = np.asarray(run(stack(poison), weights))
+        assert np.all(np.abs(got) < 10), got
+
+
+@given(
+    st.lists(st.floats(0, 2.0**99, width=32), min_size=2, max_size=9),
+    st.floats(0.0625, 1),
+)
+def test_no_share_is_above_the_cap(weights, share):
+    share = max(share, 1 / len(weights))
+    got = np.asarray(byzjax.cap_weights(jnp.asarray(weights), share), float)
+    assert np.all(got >= 0) and got.sum() > 0
+    assert np.max(got) <= share * got.sum() * (1 + 1e-5)
+    largest = max(weights)
+    uncut = [w for w in weights if 0 < w < largest]
+    if largest > 0 and largest <= share * sum(weights):
+        np.testing.assert_allclose(
+            got, np.asarray(weights) / largest, rtol=1e-6, atol=1e-30
+        )
+    elif uncut and np.ptp(got) > 0:
+        ordered = got[np.argsort(weights)]
+        assert np.all(np.diff(ordered) >= 0)
+
+
+def test_caps_name_what_they_need():
+    for weights, share, match in (
+        (jnp.ones((2, 2)), 0.5, r"shape \(num_workers,\), got \(2, 2\)"),
+        (jnp.ones(3), 0.2, r"1 / num_workers <= max_share <= 1, got max_share=0.2"),
+        (jnp.ones(3), 1.5, r"max_share <= 1, got max_share=1.5 and num_workers=3"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            byzjax.cap_weights(weights, share)
+
+
+@pytest.mark.parametrize("m", [9, 65])
+def test_sums_of_kept_values_stay_in_range(m):
+    """Of honest rows whose mean is in range though their sum is not."""
+    rows = jnp.full((m, 3), 1e38).at[0].set(jnp.nan)
+    for rule in (byzjax.trimmed_mean(1), byzjax.meamed(1), byzjax.phocas(1)):
+        np.testing.assert_allclose(jax.jit(rule.aggregate)(rows), 1e38, rtol=1e-5)
+
+
+def test_far_rows_do_not_set_the_unit_of_sums():
+    rows = jnp.asarray([[1e9], [0.0], [0.5], [1.0], [1e17]])
+    np.testing.assert_array_equal(byzjax.medoid().aggregate(rows), [1.0])
