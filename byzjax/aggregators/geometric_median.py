@@ -48,6 +48,7 @@ def geometric_median(
 
     Raises:
       ValueError: negative smoothing, no iterations, an unknown init.
+      TypeError: a smoothing or tolerance that is traced or no number.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -62,10 +63,10 @@ def geometric_median(
       Zhang: The multivariate L1-median and associated data depth, PNAS 2000
     """
     name = "geometric_median"
-    checks.number(name, smoothing=smoothing)
-    checks.count(name, num_iterations=num_iterations, minimum=1)
+    smoothing = checks.number(name, smoothing=smoothing, static=True)
+    num_iterations = checks.count(name, num_iterations=num_iterations, minimum=1)
     if tolerance is not None:
-        checks.number(name, tolerance=tolerance)
+        tolerance = checks.number(name, tolerance=tolerance, static=True)
     checks.word(name, ("zeros", "mean", "median"), init=init)
 
     def weigh(geometry, weights):

@@ -37,7 +37,7 @@ class Setup:
                 f"num_byzantine={f} and num_workers={m}"
             )
         self._check_parts()
-        if not self.has_model_state and self.model_attack:
+        if not self.has_model_state and self.model_attack is not None:
             raise ValueError(
                 "trainer needs has_model_state=True for a model_state_aggregator or "
                 "model_state_attack, got has_model_state=False"
@@ -68,6 +68,11 @@ class Setup:
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+        for keyword, value in (("loss_fn", self.loss_fn), ("poison", self.poison)):
+            if not callable(value) and (keyword, value) != ("poison", None):
+                raise TypeError(
+                    f"trainer needs {keyword} to be a function, got {value!r}"
+                )
 
     @property
     def num_honest(self) -> int:

@@ -108,7 +108,8 @@ def trainer(
       >>> print(state.params.round(1))
       [1. 1. 1.]
     """
-    if not has_model_state and model_state_aggregator:
+    checks.flag("trainer", has_model_state=has_model_state)
+    if not has_model_state and model_state_aggregator is not None:
         raise ValueError(
             "trainer needs has_model_state=True for a model_state_aggregator or "
             "model_state_attack, got has_model_state=False"

@@ -4,11 +4,7 @@ Steps are counted t = 1, 2, ... as in the papers; a schedule receives optax's 0-
 count, t - 1.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.typing
 import numpy as np
@@ -73,16 +69,3 @@ def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
     if value.ndim:
         raise ValueError(f"a coefficient must be a scalar, got shape {value.shape}")
     return value
-
-
-def check_value(
-    owner: str, name: str, value: Any, requirement: str, holds: Callable[[Any], bool]
-) -> None:
-    """Raises if a number is out of range; schedules and tracers cannot be checked."""
-    if value is None or callable(value) or isinstance(value, jax.core.Tracer):
-        return
-    numbers = (int, float, np.number, np.ndarray, jax.Array)
-    if isinstance(value, bool) or not isinstance(value, numbers) or np.ndim(value):
-        raise TypeError(f"{owner} needs {requirement}, got {name}={value!r}")
-    if not holds(float(value)):
-        raise ValueError(f"{owner} needs {requirement}, got {name}={value}")
