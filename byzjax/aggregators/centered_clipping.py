@@ -84,6 +84,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
             start = jnp.zeros((m,), geometry.gram.dtype)
             shares = lax.fori_loop(0, num_iterations, step, start)
         center = stacked.weighted_sum(updates, shares, origin=state.center)
-        return center, CenteredClippingState(center)
+        kept = jax.tree.map(lambda new, v: new.astype(v.dtype), center, state.center)
+        return center, CenteredClippingState(kept)
 
     return Aggregator(init, update)

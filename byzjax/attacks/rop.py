@@ -104,7 +104,7 @@ def rop(
         if aggregator is not None:
             rows = base.stack_rows(honest, sent, "an attack", "its messages")
             seen, rule_state = aggregator.update(rows, rule_state, params, key=key)
-            seen = jax.tree.map(lift.wide, seen)
+        seen = jax.tree.map(lambda c, r: c.astype(r.dtype), seen, state.reference)
         return sent, RopState(state.step + 1, seen, rule_state)
 
     return Attack(forge, init=init, num_byzantine=num_byzantine)
