@@ -54,7 +54,10 @@ def num_workers(updates: Any) -> int:
 
 
 def count(name: str, *, minimum: int = 0, **value: Any) -> int:
-    """Returns the one keyword given if it is an int of at least `minimum`."""
+    """Returns the one keyword given if it is an int of at least `minimum`.
+
+    Python's or NumPy's, of 64 bits at most.
+    """
     ((keyword, number),) = value.items()
     if isinstance(number, bool) or not isinstance(number, int | np.integer):
         raise TypeError(
@@ -62,6 +65,8 @@ def count(name: str, *, minimum: int = 0, **value: Any) -> int:
         )
     if number < minimum:
         raise ValueError(f"{name} needs {keyword} >= {minimum}, got {keyword}={number}")
+    if number >= 2**63:
+        raise ValueError(f"{name} needs {keyword} < 2**63, got {keyword}={number}")
     return int(number)
 
 
@@ -108,7 +113,7 @@ def as_float(number: Any) -> float:
     try:
         return float(number)
     except OverflowError:
-        return math.copysign(math.inf, number)
+        return math.inf if number > 0 else -math.inf
 
 
 def _is_real_scalar(value: Any) -> bool:

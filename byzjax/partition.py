@@ -293,6 +293,11 @@ def label_histogram(
             f"label_histogram needs labels < num_classes, got the label {largest} and "
             f"num_classes={num_classes}"
         )
+    if not isinstance(parts, Sequence | np.ndarray) or isinstance(parts, str):
+        raise TypeError(
+            "label_histogram needs parts to be a sequence of arrays of indices, got "
+            f"{parts!r}"
+        )
     histogram = np.zeros((len(parts), num_classes), dtype=np.int64)
     for worker, part in enumerate(parts):
         indices = np.asarray(part)

@@ -68,8 +68,11 @@ class Setup:
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
-        for keyword, value in (("loss_fn", self.loss_fn), ("poison", self.poison)):
-            if not callable(value) and (keyword, value) != ("poison", None):
+        functions = {"loss_fn": self.loss_fn}
+        if self.poison is not None:
+            functions["poison"] = self.poison
+        for keyword, value in functions.items():
+            if not callable(value):
                 raise TypeError(
                     f"trainer needs {keyword} to be a function, got {value!r}"
                 )

@@ -27,7 +27,7 @@ def authors_beta(count: jax.typing.ArrayLike) -> jax.Array:
       >>> print(authors_beta(0), authors_beta(2), authors_beta(10**6))
       1.0 0.333 0.01
     """
-    return _lookup(_AUTHORS_BETA, count)
+    return _lookup("authors_beta", _AUTHORS_BETA, count)
 
 
 def authors_mixing(count: jax.typing.ArrayLike) -> jax.Array:
@@ -38,11 +38,17 @@ def authors_mixing(count: jax.typing.ArrayLike) -> jax.Array:
       >>> print(authors_mixing(0), authors_mixing(1), authors_mixing(10**6))
       1.0 0.667 0.01
     """
-    return _lookup(_AUTHORS_MIXING, count)
+    return _lookup("authors_mixing", _AUTHORS_MIXING, count)
 
 
-def _lookup(table: np.ndarray, count: jax.typing.ArrayLike) -> jax.Array:
+def _lookup(name: str, table: np.ndarray, count: jax.typing.ArrayLike) -> jax.Array:
     """Entry of a constant table, the last one past its end."""
+    if not isinstance(count, jax.Array):
+        count = np.asarray(count)
+        if count.dtype.kind in "iu" and not np.all(count >= 0):
+            raise ValueError(f"{name} needs count >= 0, got count={count}")
+    if not jnp.issubdtype(count.dtype, jnp.integer):
+        raise TypeError(f"{name} needs count to be an int, got count={count!r}")
     return jnp.take(jnp.asarray(table, jnp.result_type(float)), count, mode="clip")
 
 
