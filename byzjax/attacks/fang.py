@@ -129,7 +129,7 @@ def _against_krum(honest: Tree, f: int) -> Tree:
         theirs = jnp.sum(jnp.sort(all_others, axis=1)[:, : m - f - 2], axis=1)
         return mine < jnp.min(theirs)  # On a tie the lower row wins, an honest one.
 
-    size = max(1, sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(honest)))
+    size = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(honest))
     near = jnp.sort(jnp.sqrt(others), axis=1)[:, : min(m - f - 2, h - 1)]
     bound = jnp.min(jnp.sum(near, axis=1)) / (m - 2 * f - 1)
     bound = (bound + jnp.sqrt(jnp.max(geometry.squared_norms))) / math.sqrt(size)

@@ -100,7 +100,7 @@ def _learnt(warmup: int, num_byzantine: int | None) -> Attack:
 
         def blend(old, new):
             part = lift.number(share, old)
-            return (1 - part) * old + part * new.astype(old.dtype)
+            return (1 - part) * old + part * new
 
         mean = jax.tree.map(blend, state.mean, lift.mean(honest))
         gaps = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, mean)
