@@ -62,7 +62,11 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         distances: bool = True,
         reduce: Callable[[jax.Array], jax.Array] | None = None,
     ):
-        self = super().__new__(cls, init, update)
+        def on_arrays(updates, state, params=None, **extra):
+            checks.num_workers(updates)
+            return update(as_arrays(updates), state, params, **extra)
+
+        self = super().__new__(cls, init, on_arrays)
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
@@ -81,7 +85,8 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         Args:
           updates: stacked tree, leaves `[m, ...]`.
           key: a `jax.random.key`, for the rules that draw at random.
-          weights: `[m]` non-negative, for the rules with a weighted form.
+          weights: `[m]` non-negative, for the rules with a weighted form: floats,
+            integers such as sample counts, or bools, which count as 0 and 1.
           **extra: what else the rule asks for by name.
 
         Returns:
@@ -129,6 +134,7 @@ class Attack(optax.GradientTransformationExtraArgs):
         ):
             f = _one_of(given, num_byzantine)
             m = checks.num_workers(updates)
+            updates = as_arrays(updates)
             if f == 0:
                 return updates, state
             if not f < m:
@@ -141,10 +147,22 @@ class Attack(optax.GradientTransformationExtraArgs):
             messages, state = checked_forge(
                 honest, own, state, num_byzantine=f, key=key, params=params, **extra
             )
-            return stack_rows(honest, messages), state
+            return stack_rows(honest, messages, "an attack", "its messages"), state
 
         def checked_forge(honest, own, state, *, num_byzantine, **extra):
             f = _one_of(given, num_byzantine)
+            checks.num_workers(honest)
+            honest = as_arrays(honest)
+            if f == 0:
+                return jax.tree.map(lambda leaf: leaf[:0], honest), state
+            if own is not None:
+                rows = checks.num_workers(own)
+                if rows != f:
+                    raise ValueError(
+                        "an attack needs num_byzantine rows of own messages, got "
+                        f"{rows} and num_byzantine={f}"
+                    )
+                own = as_arrays(own)
             sent, after = forge(honest, own, state, num_byzantine=f, **extra)
             # A bad batch of one honest worker is no reason to lose what was learnt.
             return sent, kept(stays_finite(after, state), after, state)
@@ -188,14 +206,33 @@ def _one_of(given: int | None, passed: int | None) -> int:
     return checks.count("attack", num_byzantine=passed)
 
 
-def stack_rows(first: Tree, second: Tree) -> Tree:
-    """Two stacked trees, `[h, ...]` and `[f, ...]`, as one, `[h + f, ...]`."""
+def as_arrays(tree: Tree) -> Tree:
+    """NumPy's leaves as JAX's: float64 becomes float32 unless jax_enable_x64 is set."""
+
+    def of_leaf(leaf):
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        with np.errstate(over="ignore"):  # Out of float32's range is infinite.
+            return jnp.asarray(leaf)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def stack_rows(first: Tree, second: Tree, owner: str, what: str) -> Tree:
+    """Two stacked trees, `[h, ...]` and `[f, ...]`, as one, `[h + f, ...]`.
+
+    Args:
+      first: whose structure, shapes and dtypes the second has to have.
+      second: what is put below.
+      owner: whose error it is if they differ.
+      what: what the second is, for that error.
+    """
+    first, second = as_arrays(first), as_arrays(second)
+    checks.same_rows(owner, what, second, first)
 
     def stack(a, b):
-        if a.shape[1:] != b.shape[1:]:
-            raise ValueError(f"rows need one shape, got {a.shape} and {b.shape}")
         # Flat, as what reads them is: XLA:CPU would write them once in either shape.
-        rows = [x.reshape(len(x), a.size // len(a)).astype(a.dtype) for x in (a, b)]
+        rows = [x.reshape(len(x), a.size // len(a)) for x in (a, b)]
         return jnp.concatenate(rows).reshape(len(a) + len(b), *a.shape[1:])
 
     return jax.tree.map(stack, first, second)
@@ -222,13 +259,13 @@ def kept(good: jax.Array, new: Tree, old: Tree) -> Tree:
 def accumulator_dtype(dtype) -> Any:
     """What is computed in: float32, or wider where the leaf is wider."""
     # NumPy's: that of jax.numpy refuses under jax_numpy_dtype_promotion="strict".
-    return np.promote_types(dtype, np.float32)
+    return jax.dtypes.canonicalize_dtype(np.promote_types(dtype, np.float32))
 
 
 def check_aggregator(name: str, rule: object) -> None:
     """Says so when a wrapper is given something that is no aggregator."""
     if not isinstance(rule, Aggregator):
         raise TypeError(
-            f"{name} needs an aggregator such as byzjax.median() as its base, got "
+            f"{name} needs an aggregator such as byzjax.median() as its rule, got "
             f"{rule!r}"
         )

@@ -3,6 +3,7 @@
 The first argument is the name that the error begins with.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +54,10 @@ def num_workers(updates: Any) -> int:
 
 
 def count(name: str, *, minimum: int = 0, **value: Any) -> int:
-    """Returns the one keyword given if it is an int of at least `minimum`."""
+    """Returns the one keyword given if it is an int of at least `minimum`.
+
+    Python's or NumPy's, of 64 bits at most.
+    """
     ((keyword, number),) = value.items()
     if isinstance(number, bool) or not isinstance(number, int | np.integer):
         raise TypeError(
@@ -61,35 +65,96 @@ def count(name: str, *, minimum: int = 0, **value: Any) -> int:
         )
     if number < minimum:
         raise ValueError(f"{name} needs {keyword} >= {minimum}, got {keyword}={number}")
+    if number >= 2**63:
+        raise ValueError(f"{name} needs {keyword} < 2**63, got {keyword}={number}")
     return int(number)
 
 
 def number(
-    name: str, *, minimum: float = 0.0, open_interval: bool = False, **value: Any
-) -> None:
-    """Checks the one keyword given: a number at least (or above) `minimum`.
+    name: str,
+    *,
+    minimum: float = 0.0,
+    open_interval: bool = False,
+    static: bool = False,
+    **value: Any,
+) -> Any:
+    """Checks the one keyword given: a finite number at least (or above) `minimum`.
 
-    A traced value, as under vmap over strengths, cannot be compared and passes.
+    Returns:
+      The number as a Python float, which goes with arrays of every width; or, unless
+      it has to be `static`, as a traced float, as under vmap over strengths, whose
+      value cannot be checked.
     """
     ((keyword, number),) = value.items()
-    if isinstance(number, jax.core.Tracer):
-        return
-    array = np.asarray(number)
-    if array.dtype.kind not in "iuf" or array.ndim != 0:
+    if not _is_real_scalar(number):
         raise TypeError(f"{name} needs {keyword} to be a number, got {number!r}")
-    ok = array > minimum if open_interval else array >= minimum
-    if not ok or np.isinf(array):
-        sign = ">" if open_interval else ">="
+    if isinstance(number, jax.core.Tracer):
+        if static:
+            raise TypeError(
+                f"{name} needs {keyword} to be a static number, got the traced "
+                f"{keyword}={number!r}: give a Python or NumPy number"
+            )
+        if jnp.issubdtype(number.dtype, jnp.integer):
+            return number.astype(jnp.result_type(float))
+        return number
+    given = as_float(number)
+    ok = given > minimum if open_interval else given >= minimum
+    if not ok or math.isinf(given):
+        bound = f" {'>' if open_interval else '>='} {minimum:g}"
         raise ValueError(
-            f"{name} needs a finite {keyword} {sign} {minimum:g}, "
+            f"{name} needs a finite {keyword}{'' if minimum == -math.inf else bound}, "
             f"got {keyword}={number}"
+        )
+    return given
+
+
+def as_float(number: Any) -> float:
+    """A Python float; of an int beyond its range an infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _is_real_scalar(value: Any) -> bool:
+    """Whether it is an int or float of Python, NumPy or JAX, and no bool."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return True
+    if not isinstance(value, np.generic | np.ndarray | jax.Array) or value.ndim:
+        return False
+    kinds = jnp.floating, jnp.integer
+    return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
+def coefficient(
+    name: str, requirement: str, holds: Callable[[float], bool], **value: Any
+) -> None:
+    """Checks the one keyword given: a number for which the requirement `holds`.
+
+    Schedules and traced numbers cannot be checked, and pass.
+    """
+    ((keyword, number),) = value.items()
+    if callable(number):
+        return
+    if not _is_real_scalar(number):
+        raise TypeError(f"{name} needs {requirement}, got {keyword}={number!r}")
+    if not isinstance(number, jax.core.Tracer) and not holds(as_float(number)):
+        raise ValueError(f"{name} needs {requirement}, got {keyword}={number}")
+
+
+def flag(name: str, **value: Any) -> None:
+    """Checks that the one keyword given is True or False."""
+    ((keyword, flag),) = value.items()
+    if not isinstance(flag, bool | np.bool_):
+        raise TypeError(
+            f"{name} needs {keyword} to be True or False, got {keyword}={flag!r}"
         )
 
 
 def word(name: str, allowed: Sequence[str], **value: Any) -> None:
     """Checks that the one keyword given is one of the words allowed."""
     ((keyword, word),) = value.items()
-    if word not in allowed:
+    if not isinstance(word, str) or word not in allowed:
         *others, last = (f'"{other}"' for other in allowed)
         words = f"{', '.join(others)} or {last}"
         raise ValueError(
@@ -118,8 +183,8 @@ def key(name: str, key: Any) -> jax.Array:
             "or aggregate, or wrap the rule in byzjax.with_key(rule, key)"
         )
     is_key = hasattr(key, "dtype") and (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        or (key.dtype == np.uint32 and key.ndim >= 1)
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
+        or (key.dtype == np.uint32 and key.ndim == 1)  # Of jax.random.PRNGKey.
     )
     if not is_key:
         raise TypeError(f"{name} needs a key made by jax.random.key, got {key!r}")
@@ -147,3 +212,32 @@ def alike(owner: str, what: str, tree: Any, like: Any) -> None:
             f"{owner} needs {what} to have the structure and shapes of {want}, "
             f"got {got}"
         )
+
+
+def same_rows(owner: str, what: str, rows: Any, like: Any) -> None:
+    """Raises unless two stacks differ in how many rows they have at most.
+
+    In structure, in the shape of a row, and in dtype: nothing may be cast.
+    """
+    if jax.tree.structure(rows) != jax.tree.structure(like):
+        raise ValueError(
+            f"{owner} needs {what} to have the structure {jax.tree.structure(like)}, "
+            f"got {jax.tree.structure(rows)}"
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(rows), jax.tree.leaves(like), strict=True
+    )
+    for (path, leaf), wanted in pairs:
+        where = jax.tree_util.keystr(path) or "the array"
+        got, want = jnp.shape(leaf), jnp.shape(wanted)
+        if not got or got[1:] != want[1:]:
+            raise ValueError(
+                f"{owner} needs {what} to be like the other rows: rows need one shape, "
+                f"got {want} and {got} at {where}"
+            )
+        if leaf.dtype != wanted.dtype:
+            raise TypeError(
+                f"{owner} needs {what} to keep the dtype {wanted.dtype}, got "
+                f"{leaf.dtype} at {where}: give {leaf.dtype} rows to all workers, or "
+                f"cast them with .astype"
+            )

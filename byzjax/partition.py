@@ -282,9 +282,8 @@ def label_histogram(
     """
     labels = _labels("label_histogram", labels)
     if labels.size and labels.min() < 0:
-        raise ValueError(
-            f"label_histogram needs labels >= 0, got the label {labels.min()}"
-        )
+        least = labels.min()
+        raise ValueError(f"label_histogram needs labels >= 0, got the label {least}")
     largest = int(labels.max(initial=-1))
     count = largest + 1 if num_classes is None else num_classes
     num_classes = checks.count("label_histogram", num_classes=count, minimum=1)
@@ -292,6 +291,10 @@ def label_histogram(
         raise ValueError(
             f"label_histogram needs labels < num_classes, got the label {largest} and "
             f"num_classes={num_classes}"
+        )
+    if not isinstance(parts, Sequence | np.ndarray) or isinstance(parts, str):
+        raise TypeError(
+            f"label_histogram needs parts to be arrays of indices, got {parts!r}"
         )
     histogram = np.zeros((len(parts), num_classes), dtype=np.int64)
     for worker, part in enumerate(parts):

@@ -71,7 +71,7 @@ def label_flip(
       Against Federated Learning Systems* (arXiv 2007.08432).
     """
     num_classes = _integer("label_flip", "num_classes", num_classes, low=2)
-    if mode not in get_args(FlipMode):
+    if not isinstance(mode, str) or mode not in get_args(FlipMode):
         raise ValueError(
             f"label_flip needs mode in {get_args(FlipMode)}, got mode={mode!r}"
         )
@@ -164,10 +164,10 @@ def backdoor(
         raise ValueError(
             f"backdoor needs inputs and labels to differ, got inputs=labels={inputs!r}"
         )
-    stamp = jnp.asarray(pattern)
+    stamp = _array("backdoor", pattern=pattern)
     if not jnp.isrealobj(stamp) or stamp.dtype == jnp.bool_:
         raise TypeError(f"backdoor needs a real pattern, got dtype {stamp.dtype}")
-    where = stamp != 0 if mask is None else jnp.asarray(mask)
+    where = stamp != 0 if mask is None else _array("backdoor", mask=mask)
     if where.dtype != jnp.bool_:
         raise TypeError(f"backdoor needs a boolean mask, got dtype {where.dtype}")
     try:
@@ -205,6 +205,17 @@ def backdoor(
         return _replace(batch, {inputs: stamped, labels: jnp.full_like(y, target)})
 
     return poison
+
+
+def _array(owner: str, **value: Any) -> jax.Array:
+    """The one keyword given as an array."""
+    ((keyword, given),) = value.items()
+    try:
+        return jnp.asarray(given)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(
+            f"{owner} needs {keyword} to be an array of numbers, got {given!r}"
+        ) from None
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -64,8 +64,7 @@ def influence(
     checks.num_workers(updates)
     # Half-precision rows would round the derivative, not only the result.
     wide = jax.tree.map(
-        lambda x: x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32),
-        updates,
+        lambda x: x.astype(base.accumulator_dtype(x.dtype)), base.as_arrays(updates)
     )
 
     def aggregate(rows):

@@ -30,7 +30,8 @@ def reference_of(updates: Any) -> dict[str, Any]:
     size = jnp.exp2(jnp.round(jnp.log2(jnp.median(squares)) / 2))
     return {
         "reference": jax.tree.map(
-            lambda x: jnp.broadcast_to(size.astype(x.dtype), x.shape[1:]), updates
+            lambda x: jnp.broadcast_to(size.astype(jnp.asarray(x).dtype), x.shape[1:]),
+            updates,
         )
     }
 

@@ -34,7 +34,12 @@ LAYERS = [
     ["byzjax.numerics._gram"],
     ["byzjax.numerics._geometry"],
     ["byzjax.numerics.stacked"],
-    ["byzjax.aggregators.lift", "byzjax.aggregators.subsets", "byzjax.attacks.lift"],
+    [
+        "byzjax.aggregators.lift",
+        "byzjax.aggregators.newton",
+        "byzjax.aggregators.subsets",
+        "byzjax.attacks.lift",
+    ],
     [
         "byzjax.aggregators*",
         "byzjax.attacks*",

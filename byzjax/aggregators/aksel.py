@@ -46,7 +46,7 @@ def aksel(
     """
     f = checks.count("aksel", num_byzantine=num_byzantine)
     if num_selected is not None:
-        checks.count("aksel", num_selected=num_selected, minimum=1)
+        num_selected = checks.count("aksel", num_selected=num_selected, minimum=1)
     checks.word("aksel", ("midpoint", "lower"), even=even)
     median = lift.coordinatewise("aksel", lambda rows: order.middle(rows, even=even))
 

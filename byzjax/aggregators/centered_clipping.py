@@ -52,8 +52,10 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
       Karimireddy, He, Jaggi: Learning from History for Byzantine Robust Optimization,
       2021, https://arxiv.org/abs/2012.10333
     """
-    checks.number("centered_clipping", radius=radius, open_interval=True)
-    checks.count("centered_clipping", num_iterations=num_iterations, minimum=1)
+    radius = checks.number("centered_clipping", radius=radius, open_interval=True)
+    num_iterations = checks.count(
+        "centered_clipping", num_iterations=num_iterations, minimum=1
+    )
 
     def init(params):
         return CenteredClippingState(jax.tree.map(jnp.zeros_like, params))
@@ -63,8 +65,9 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
         m = checks.num_workers(updates)
 
         def clip(squared):
-            inside = squared <= radius**2
-            far = radius / jnp.sqrt(jnp.where(inside, 1, squared))
+            reach = jnp.asarray(radius, squared.dtype)
+            inside = squared <= reach**2
+            far = reach / jnp.sqrt(jnp.where(inside, 1, squared))
             return jnp.where(inside, 1, far)
 
         if num_iterations == 1:  # Distances between rows are not needed.
@@ -81,6 +84,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
             start = jnp.zeros((m,), geometry.gram.dtype)
             shares = lax.fori_loop(0, num_iterations, step, start)
         center = stacked.weighted_sum(updates, shares, origin=state.center)
-        return center, CenteredClippingState(center)
+        kept = jax.tree.map(lambda new, v: new.astype(v.dtype), center, state.center)
+        return center, CenteredClippingState(kept)
 
     return Aggregator(init, update)

@@ -64,9 +64,9 @@ def clipped_clustering(
     """
     name = "clipped_clustering"
     if max_norm is not None:
-        checks.number(name, max_norm=max_norm, open_interval=True)
+        max_norm = checks.number(name, max_norm=max_norm, open_interval=True)
     checks.word(name, ("average", "single"), linkage=linkage)
-    checks.count(name, window=window, minimum=1)
+    window = checks.count(name, window=window, minimum=1)
 
     def init(params):
         norms = jnp.full((window,), jnp.inf, float)
@@ -97,7 +97,7 @@ def clipped_clustering(
         most = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
         most = most.astype(geometry.squared_norms.dtype)
         if max_norm is not None:
-            most = jnp.minimum(most, max_norm)
+            most = jnp.minimum(most, jnp.asarray(max_norm, most.dtype))
         labels = _two_clusters(geometry.cosine_distances(), geometry.finite, linkage)
         same = (labels[:, None] == labels[None, :]) & geometry.finite[None, :]
         largest = jnp.argmax(jnp.where(geometry.finite, jnp.sum(same, axis=1), 0))

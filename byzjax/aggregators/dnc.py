@@ -51,6 +51,7 @@ def dnc(
     Raises:
       ValueError: no round, no coordinates, c < 0, a missing key; m < 2f + 1 or
         ⌊c f⌋ ≥ m at trace time.
+      TypeError: a c that is traced or no number.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp
@@ -64,10 +65,9 @@ def dnc(
       https://doi.org/10.14722/ndss.2021.24498
     """
     f = checks.count("dnc", num_byzantine=num_byzantine)
-    checks.count("dnc", num_iterations=num_iterations, minimum=1)
-    checks.count("dnc", subsample=subsample, minimum=1)
-    checks.number("dnc", c=c)
-    dropped = int(c * f)
+    num_iterations = checks.count("dnc", num_iterations=num_iterations, minimum=1)
+    subsample = checks.count("dnc", subsample=subsample, minimum=1)
+    dropped = int(checks.number("dnc", c=c, static=True) * f)
 
     def update(updates, state, params=None, *, key=None, weights=None, **extra):
         lift.refuse_weights("dnc", weights)
@@ -105,6 +105,8 @@ def dnc(
 def _sampled_gram(rows, finite, count, key):
     """The Gram matrix [m, m] of the rows, centred, in coordinates drawn at random."""
     total = sum(x.shape[1] for x in rows)
+    if not total:
+        return jnp.zeros((len(finite),) * 2, accumulator_dtype(rows[0].dtype))
     count = min(count, total)
     # One coordinate in each stretch from starts[k] to starts[k + 1]. On the host, where
     # integers have 64 bits.

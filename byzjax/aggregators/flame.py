@@ -48,20 +48,21 @@ def flame(*, noise: float = 0.001) -> Aggregator:
       Backdoors in Federated Learning, USENIX Security 2022,
       https://arxiv.org/abs/2101.02281
     """
-    checks.number("flame", noise=noise)
+    level = checks.number("flame", noise=noise)
 
     def weigh(geometry):
         member = _majority_cluster(geometry.cosine_distances()) & geometry.finite
         return lift.clipped_mean(member, geometry, order.middle(geometry.norms))
 
     without = lift.geometric("flame", weigh)
-    if isinstance(noise, int | float) and noise == 0:
+    if isinstance(level, float) and level == 0:
         return without
 
     def update(updates, state, params=None, *, key=None, weights=None, **extra):
         key = checks.key("flame", key)
         out, state = without.update(updates, state, params, weights=weights)
-        scale = noise * order.middle(stacked.norms(updates).norms)
+        typical = order.middle(stacked.norms(updates).norms)
+        scale = jnp.asarray(level, typical.dtype) * typical
         leaves, structure = jax.tree.flatten(out)
         keys = jax.random.split(key, len(leaves))
         noisy = []

@@ -29,6 +29,7 @@ def fltrust() -> Aggregator:
 
     Raises:
       ValueError: a missing reference, or one of another structure or shape.
+      TypeError: a reference that is not of real floats.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -66,6 +67,7 @@ def _check_reference(updates, reference):
             "server computes on data it trusts to update or aggregate as reference=..."
         )
     wanted = jax.tree.map(lambda x: x.shape[1:], updates)
+    checks.floating("fltrust", reference)
     if jax.tree.structure(reference) != jax.tree.structure(updates):
         raise ValueError(
             "fltrust needs a reference of the structure of one worker's update, got "

@@ -62,9 +62,10 @@ def foolsgold(
       Fung, Yoon, Beschastnikh: The Limitations of Federated Learning in Sybil Settings,
       RAID 2020, https://arxiv.org/abs/1808.04866
     """
+    checks.flag("foolsgold", normalize=normalize)
     if num_workers is not None:
-        checks.count("foolsgold", num_workers=num_workers, minimum=1)
-    checks.number("foolsgold", epsilon=epsilon, open_interval=True)
+        num_workers = checks.count("foolsgold", num_workers=num_workers, minimum=1)
+    small = checks.number("foolsgold", epsilon=epsilon, open_interval=True)
 
     def init(params):
         if num_workers is None:
@@ -72,7 +73,8 @@ def foolsgold(
         return FoolsGoldState(
             jax.tree.map(
                 lambda p: jnp.zeros(
-                    (num_workers, *jnp.shape(p)), accumulator_dtype(p.dtype)
+                    (num_workers, *jnp.shape(p)),
+                    accumulator_dtype(jnp.asarray(p).dtype),
                 ),
                 params,
             )
@@ -99,7 +101,7 @@ def foolsgold(
                 )
             )
             geometry = stacked.geometry(state.history)
-        shares = _unlikeness(1 - geometry.cosine_distances(), epsilon)
+        shares = _unlikeness(1 - geometry.cosine_distances(), small)
         shares = jnp.where(finite & geometry.finite, shares, 0)
         none = jnp.sum(shares) == 0
         shares = jnp.where(none & finite, 1, shares)
@@ -118,6 +120,7 @@ def _select(finite, rows):
 def _unlikeness(cosines, epsilon):
     """FoolsGold's weights α [m] from cosines [m, m], −inf where unknown."""
     m = cosines.shape[0]
+    epsilon = jnp.asarray(epsilon, cosines.dtype)
     # As in the authors' code a worker's likeness with itself counts as zero.
     itself = np.eye(m, dtype=bool)
     cosines = jnp.where(itself | ~jnp.isfinite(cosines), 0, cosines)

@@ -51,7 +51,7 @@ def krum(
     """
     f = checks.count("krum", num_byzantine=num_byzantine)
     if num_neighbors is not None:
-        checks.count("krum", num_neighbors=num_neighbors, minimum=1)
+        num_neighbors = checks.count("krum", num_neighbors=num_neighbors, minimum=1)
     check_squared("krum", squared)
 
     def weigh(geometry):
@@ -102,12 +102,10 @@ def multi_krum(
     """
     name = "multi_krum"
     f = checks.count(name, num_byzantine=num_byzantine)
-    for keyword, value in (
-        ("num_selected", num_selected),
-        ("num_neighbors", num_neighbors),
-    ):
-        if value is not None:
-            checks.count(name, minimum=1, **{keyword: value})
+    if num_selected is not None:
+        num_selected = checks.count(name, num_selected=num_selected, minimum=1)
+    if num_neighbors is not None:
+        num_neighbors = checks.count(name, num_neighbors=num_neighbors, minimum=1)
     check_squared(name, squared)
 
     def weigh(geometry):
@@ -164,7 +162,9 @@ def krum_distances(
 
 def check_squared(name, squared):
     """Says what may be summed."""
-    if not (isinstance(squared, bool) or squared == "twice"):
+    if not (
+        isinstance(squared, bool) or (isinstance(squared, str) and squared == "twice")
+    ):
         raise ValueError(
             f'{name} needs squared to be True, False or "twice", got '
             f"squared={squared!r}"

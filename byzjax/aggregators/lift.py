@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -35,19 +36,25 @@ def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | N
     Weights are claims of the workers as much as gradients are, so a bad one must not
     poison the rest. The largest is scaled to one, which no rule can tell, so that their
     sum is finite. Where no worker has a weight, all count the same.
+
+    Floats, integers, as sample counts are, and bools, which count as 0 and 1.
     """
     return None if weights is None else checked_weights(name, weights, m)
 
 
 def checked_weights(name: str, weights: jax.Array, m: int) -> jax.Array:
     """`check_weights` of weights that are given."""
-    weights = jnp.asarray(weights)
-    if weights.shape != (m,):
+    # NumPy's keep their width until they are floats: 2**40 samples fit no int32.
+    given = weights if isinstance(weights, jax.Array) else np.asarray(weights)
+    if given.shape != (m,):
         raise ValueError(
-            f"{name} needs weights of shape (num_workers,) = ({m},), got "
-            f"{weights.shape}"
+            f"{name} needs weights of shape (num_workers,) = ({m},), got {given.shape}"
         )
-    weights = weights.astype(accumulator_dtype(weights.dtype))
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    if not any(jnp.issubdtype(given.dtype, kind) for kind in kinds):
+        raise TypeError(f"{name} needs weights that are real, got {given.dtype}")
+    with np.errstate(over="ignore"):
+        weights = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
     weights = jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
     # First out of the range where the reciprocal of the largest would underflow.
     weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)

@@ -43,7 +43,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
       Learning with Linear Gradient Overhead, 2023, https://arxiv.org/abs/2209.10931
     """
     f = checks.count("monna", num_byzantine=num_byzantine)
-    checks.count("monna", pivot=pivot)
+    pivot = checks.count("monna", pivot=pivot)
 
     def check(m):
         checks.minority("monna", f)(m)

@@ -34,13 +34,14 @@ def signguard(*, lower: float = 0.1, upper: float = 3.0) -> Aggregator:
 
     Args:
       lower: L ≥ 0.
-      upper: R > 0.
+      upper: R > 0, at least L.
 
     Returns:
       An `Aggregator`.
 
     Raises:
-      ValueError: negative bounds.
+      ValueError: a bound that is negative or not finite, or `lower` above `upper`.
+      TypeError: a bound that is no number.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -52,15 +53,21 @@ def signguard(*, lower: float = 0.1, upper: float = 3.0) -> Aggregator:
       Xu, Huang, Song, Lan: Byzantine-robust Federated Learning through Collaborative
       Malicious Gradient Filtering, ICDCS 2022, https://arxiv.org/abs/2109.05872
     """
-    checks.number("signguard", lower=lower)
-    checks.number("signguard", upper=upper, open_interval=True)
+    least = checks.number("signguard", lower=lower)
+    most = checks.number("signguard", upper=upper, open_interval=True)
+    known = isinstance(least, float) and isinstance(most, float)
+    if known and not least <= most:
+        raise ValueError(
+            f"signguard needs lower <= upper, got lower={lower} and upper={upper}"
+        )
 
     def update(updates, state, params=None, *, weights=None, **extra):
         lift.refuse_weights("signguard", weights)
         geometry = stacked.norms(updates)
         norms = geometry.norms
         typical = order.middle(norms)
-        plausible = (norms >= lower * typical) & (norms <= upper * typical)
+        low, high = (jnp.asarray(x, norms.dtype) for x in (least, most))
+        plausible = (norms >= low * typical) & (norms <= high * typical)
         plausible &= geometry.finite
         alike = _mean_shift_cluster(_sign_fractions(updates), geometry.finite)
         member = jnp.where(jnp.any(plausible & alike), plausible & alike, plausible)

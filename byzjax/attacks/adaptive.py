@@ -61,7 +61,7 @@ def adaptive(
       Tramèr, Carlini, Brendel, Madry: On Adaptive Attacks to Adversarial Example
       Defenses, 2020, https://arxiv.org/abs/2002.08347, for the principle.
     """
-    checks.count("adaptive", num_steps=num_steps, minimum=1)
+    num_steps = checks.count("adaptive", num_steps=num_steps, minimum=1)
     checks.number("adaptive", step=step, open_interval=True)
     begin = alie(1.0, ddof=0) if start is None else start
     search.check("adaptive", aggregator, begin)

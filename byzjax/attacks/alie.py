@@ -4,6 +4,7 @@ import statistics
 from typing import Literal
 
 import jax.typing
+import numpy as np
 
 from byzjax import checks
 from byzjax.attacks import lift
@@ -66,7 +67,7 @@ def alie(
     checks.word("alie", ("honest", "all"), quantile=quantile)
     _check_ddof("alie", ddof)
     if z is not None:
-        lift.any_number("alie", z=z)
+        z = lift.any_number("alie", z=z)
 
     def message(honest, f):
         h = checks.num_workers(honest)
@@ -80,7 +81,11 @@ def alie(
 
 
 def _check_ddof(name: str, ddof: int) -> None:
-    if ddof not in (0, 1):
+    if (
+        isinstance(ddof, bool)
+        or not isinstance(ddof, int | np.integer)
+        or ddof not in (0, 1)
+    ):
         raise ValueError(f"{name} needs ddof to be 0 or 1, got ddof={ddof!r}")
 
 

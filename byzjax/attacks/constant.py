@@ -35,8 +35,8 @@ def constant(
       Methods for Distributed Learning from Heterogeneous Datasets, 2019,
       https://arxiv.org/abs/1811.03761 ("same-value attack")
     """
-    lift.any_number("constant", value=value)
-    return lift.filled(value, num_byzantine)
+    number = lift.any_number("constant", value=value)
+    return lift.filled(number, num_byzantine)
 
 
 def infinity(*, num_byzantine: int | None = None) -> Attack:

@@ -71,6 +71,7 @@ def fang(
     """
     checks.word("fang", ("krum", "trimmed_mean"), against=against)
     checks.number("fang", spread=spread, minimum=1.0, open_interval=True)
+    checks.flag("fang", random=random)
     if against == "krum":
         return lift.one_message(_against_krum, num_byzantine=num_byzantine)
 

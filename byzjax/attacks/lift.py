@@ -149,6 +149,6 @@ def sign_of(name: str, direction: Direction) -> float:
     return -1.0 if direction == "negative" else 1.0
 
 
-def any_number(name: str, **value: Any) -> None:
-    """Checks the one keyword given: a finite number of either sign, or traced."""
-    checks.number(name, minimum=float("-inf"), **value)
+def any_number(name: str, **value: Any) -> Any:
+    """Returns the one keyword given: a finite number of either sign, or traced."""
+    return checks.number(name, minimum=float("-inf"), **value)

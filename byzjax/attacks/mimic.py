@@ -64,9 +64,9 @@ def mimic(
       Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via
       Bucketing, 2022, https://arxiv.org/abs/2006.09365
     """
-    checks.count("mimic", worker=worker)
+    worker = checks.count("mimic", worker=worker)
     if warmup is not None:
-        checks.count("mimic", warmup=warmup, minimum=1)
+        warmup = checks.count("mimic", warmup=warmup, minimum=1)
         return _learnt(warmup, num_byzantine)
 
     def message(honest, f):

@@ -70,7 +70,9 @@ def optimized(
       https://arxiv.org/abs/2302.01772
     """
     search.check("optimized", aggregator)
-    checks.count("optimized", num_evaluations=num_evaluations, minimum=1)
+    num_evaluations = checks.count(
+        "optimized", num_evaluations=num_evaluations, minimum=1
+    )
     lift.any_number("optimized", start=start)
     checks.number("optimized", step=step, open_interval=True)
     checks.number("optimized", ratio=ratio, open_interval=True)
@@ -82,7 +84,7 @@ def optimized(
             f"such as byzjax.attacks.ipm, got {attack!r}"
         )
     probe = attack(jnp.asarray(start, jnp.float32))
-    search.check("optimized", aggregator, probe)
+    search.check("optimized", aggregator, probe, what="result of attack")
 
     def worst(honest, forged, aggregated):
         mu = lift.mean(honest)

@@ -102,9 +102,9 @@ def rop(
         sent = lift.to_rows(lift.shifted(place, z, turned), honest, num_byzantine)
         seen, rule_state = mu, state.rule_state
         if aggregator is not None:
-            rows = base.stack_rows(honest, sent)
+            rows = base.stack_rows(honest, sent, "an attack", "its messages")
             seen, rule_state = aggregator.update(rows, rule_state, params, key=key)
-            seen = jax.tree.map(lift.wide, seen)
+        seen = jax.tree.map(lambda c, r: c.astype(r.dtype), seen, state.reference)
         return sent, RopState(state.step + 1, seen, rule_state)
 
     return Attack(forge, init=init, num_byzantine=num_byzantine)

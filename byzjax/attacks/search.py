@@ -53,7 +53,9 @@ def over(
             )
 
         def aggregated(sent):
-            rows = base.stack_rows(honest, sent)
+            # The search is in float32 at least.
+            sent = jax.tree.map(lambda b, x: b.astype(x.dtype), sent, honest)
+            rows = base.stack_rows(honest, sent, "an attack", "its messages")
             return aggregator.update(rows, state.rule_state, params, key=rule_key)
 
         return worst(honest, forged, aggregated)
@@ -68,9 +70,13 @@ def gaps(out: Tree, mu: Tree) -> Tree:
     return jax.tree.map(lambda a, c: lift.wide(a) - c, out, mu)
 
 
-def check(name: str, aggregator: object, attack: object = None) -> None:
+def check(
+    name: str, aggregator: object, attack: object = None, what: str = "start"
+) -> None:
     """Says so when an aggregator or, where given, an attack is none."""
     if not isinstance(aggregator, Aggregator):
-        raise TypeError(f"{name} needs a byzjax.Aggregator, got {aggregator!r}")
+        raise TypeError(
+            f"{name} needs a byzjax.Aggregator as its aggregator, got {aggregator!r}"
+        )
     if attack is not None and not isinstance(attack, Attack):
-        raise TypeError(f"{name} needs a byzjax.Attack, got {attack!r}")
+        raise TypeError(f"{name} needs a byzjax.Attack as its {what}, got {attack!r}")

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import jax.typing
+import numpy as np
 
 from byzjax.attacks import disguise, lift
 from byzjax.base import Attack, Tree
@@ -51,7 +52,7 @@ def small_perturbation(
     if scale is not None:
         lift.any_number("small_perturbation", scale=scale)
     if coordinate is not None and (
-        isinstance(coordinate, bool) or not isinstance(coordinate, int)
+        isinstance(coordinate, bool) or not isinstance(coordinate, int | np.integer)
     ):
         raise TypeError(
             "small_perturbation needs coordinate to be a static int or None, got "

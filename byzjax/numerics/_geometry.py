@@ -123,6 +123,7 @@ class Geometry(NamedTuple):
     def clip_factors(self, max_norm: jax.Array | float) -> jax.Array:
         """What is kept [m] of rows cut to a norm of `max_norm`; 0 if not finite."""
         norms = self.norms
+        max_norm = jnp.asarray(max_norm, norms.dtype)
         long = norms > max_norm
         # Selected before the quotient, so that derivatives are finite.
         kept = jnp.where(long, max_norm / jnp.where(long, norms, 1), 1)

@@ -119,7 +119,8 @@ def _by_pairs(rows, *, measured, multiplied):
     middle = jnp.minimum(middle, jnp.finfo(middle.dtype).max)
     center = jnp.argmin(jnp.where(finite, middle, jnp.inf)).astype(jnp.int32)
     far_out = jnp.any(finite & (among[center] > _FAR_OUT * middle[center]))
-    squares = jnp.block([[distances, norms[:, None]], [norms[None], jnp.zeros((1, 1))]])
+    nothing = jnp.zeros((1, 1), norms.dtype)
+    squares = jnp.block([[distances, norms[:, None]], [norms[None], nothing]])
     from_center = squares[center]
     gram = (from_center[:, None] + from_center[None, :] - squares) / 2
 

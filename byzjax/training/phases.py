@@ -80,7 +80,7 @@ def forged(
     sent, state = attack.forge(
         honest, own, state, num_byzantine=f, key=key, params=params
     )
-    return base.stack_rows(honest, sent), state
+    return base.stack_rows(honest, sent, "trainer.step", "the attack's messages"), state
 
 
 def aggregated(
@@ -144,7 +144,8 @@ def _poisoned(setup, batches):
     if setup.poison is None:
         return jax.tree.map(lambda x: x[:computed], batches)
     poisoned = jax.vmap(setup.poison)(jax.tree.map(lambda x: x[h:computed], batches))
-    return base.stack_rows(jax.tree.map(lambda x: x[:h], batches), poisoned)
+    honest = jax.tree.map(lambda x: x[:h], batches)
+    return base.stack_rows(honest, poisoned, "trainer.step", "poison's batches")
 
 
 def _norm(tree):
@@ -160,5 +161,6 @@ def _clipped(grads, max_norm):
     if max_norm is None:
         return grads
     norm = _norm(grads)
+    max_norm = jnp.asarray(max_norm, norm.dtype)
     scale = jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1)
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

@@ -63,6 +63,14 @@ class Setup:
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+        functions = {"loss_fn": self.loss_fn}
+        if self.poison is not None:
+            functions["poison"] = self.poison
+        for keyword, value in functions.items():
+            if not callable(value):
+                raise TypeError(
+                    f"trainer needs {keyword} to be a function, got {value!r}"
+                )
 
     @property
     def num_honest(self) -> int:

@@ -108,6 +108,7 @@ def trainer(
       >>> print(state.params.round(1))
       [1. 1. 1.]
     """
+    checks.flag("trainer", has_model_state=has_model_state)
     model_rule = median() if model_state_aggregator is None else model_state_aggregator
     setup = Setup(
         loss_fn=loss_fn,

@@ -1,11 +1,11 @@
 """Anytime averaging: a step of w, and the average x where gradients are taken."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from byzjax import base, checks
@@ -85,15 +85,7 @@ def anytime(
         raise TypeError(
             f"anytime needs an optax.GradientTransformation, got optimizer={optimizer}"
         )
-    if projection is not None and not callable(projection):
-        raise TypeError(f"anytime needs a callable, got projection={projection}")
-    finite_weight = "0 < weight < inf"
-    schedules.check_value(
-        "anytime", "weight", weight, finite_weight, lambda v: 0 < v < np.inf
-    )
-    schedules.check_value(
-        "anytime", "mixing", mixing, "0 < mixing <= 1", lambda v: 0 < v <= 1
-    )
+    check_averaging("anytime", weight, mixing, projection)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> AnytimeState:
@@ -166,3 +158,17 @@ def anytime(
         return jax.tree.map(approach, params, iterate), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_averaging(owner: str, weight: Any, mixing: Any, projection: Any) -> None:
+    """Checks what `anytime` takes beside the optimizer, all of which may be None."""
+    if projection is not None and not callable(projection):
+        raise TypeError(f"{owner} needs a callable, got projection={projection!r}")
+    if weight is not None:
+        checks.coefficient(
+            owner, "0 < weight < inf", lambda v: 0 < v < math.inf, weight=weight
+        )
+    if mixing is not None:
+        checks.coefficient(
+            owner, "0 < mixing <= 1", lambda v: 0 < v <= 1, mixing=mixing
+        )

@@ -53,9 +53,7 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
       Karimireddy, He, Jaggi, *Learning from History for Byzantine Robust Optimization*
       (arXiv 2012.10333).
     """
-    schedules.check_value(
-        "momentum", "decay", decay, "0 <= decay < 1", lambda v: 0 <= v < 1
-    )
+    checks.coefficient("momentum", "0 <= decay < 1", lambda v: 0 <= v < 1, decay=decay)
 
     def init(params: optax.Params) -> MomentumState:
         checks.floating("momentum", params)

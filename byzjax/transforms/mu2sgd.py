@@ -1,15 +1,15 @@
 """μ²-SGD on one machine, with the paper's schedules or the authors'."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import optax
 
-from byzjax.transforms import schedules
-from byzjax.transforms.anytime import anytime
+from byzjax import checks
+from byzjax.transforms.anytime import anytime, check_averaging
 from byzjax.transforms.schedules import authors_beta, authors_mixing
-from byzjax.transforms.storm import storm
+from byzjax.transforms.storm import check_beta, storm
 
 
 def mu2sgd(
@@ -66,10 +66,9 @@ def mu2sgd(
       Dahan, Levy, *Fault Tolerant ML: Efficient Meta-Aggregation and Synchronous
       Training* (arXiv 2405.14759); Levy (arXiv 2304.04172).
     """
-    finite_rate = "0 <= learning_rate < inf"
-    schedules.check_value(
-        "mu2sgd", "learning_rate", learning_rate, finite_rate, lambda v: 0 <= v < np.inf
-    )
+    _check_rate("mu2sgd", learning_rate)
+    check_beta("mu2sgd", beta)
+    check_averaging("mu2sgd", weight, mixing, projection)
     server = anytime(
         optax.sgd(learning_rate), weight=weight, mixing=mixing, projection=projection
     )
@@ -117,4 +116,14 @@ def mu2sgd_authors(
     Reference:
       Dahan, Levy (arXiv 2405.14759), the code published with the paper.
     """
+    _check_rate("mu2sgd_authors", learning_rate)
     return mu2sgd(learning_rate, beta=authors_beta, weight=1.0, mixing=authors_mixing)
+
+
+def _check_rate(owner, learning_rate):
+    checks.coefficient(
+        owner,
+        "0 <= learning_rate < inf",
+        lambda v: 0 <= v < math.inf,
+        learning_rate=learning_rate,
+    )

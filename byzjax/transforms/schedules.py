@@ -4,11 +4,7 @@ Steps are counted t = 1, 2, ... as in the papers; a schedule receives optax's 0-
 count, t - 1.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.typing
 import numpy as np
@@ -31,7 +27,7 @@ def authors_beta(count: jax.typing.ArrayLike) -> jax.Array:
       >>> print(authors_beta(0), authors_beta(2), authors_beta(10**6))
       1.0 0.333 0.01
     """
-    return _lookup(_AUTHORS_BETA, count)
+    return _lookup("authors_beta", _AUTHORS_BETA, count)
 
 
 def authors_mixing(count: jax.typing.ArrayLike) -> jax.Array:
@@ -42,11 +38,17 @@ def authors_mixing(count: jax.typing.ArrayLike) -> jax.Array:
       >>> print(authors_mixing(0), authors_mixing(1), authors_mixing(10**6))
       1.0 0.667 0.01
     """
-    return _lookup(_AUTHORS_MIXING, count)
+    return _lookup("authors_mixing", _AUTHORS_MIXING, count)
 
 
-def _lookup(table: np.ndarray, count: jax.typing.ArrayLike) -> jax.Array:
+def _lookup(name: str, table: np.ndarray, count: jax.typing.ArrayLike) -> jax.Array:
     """Entry of a constant table, the last one past its end."""
+    if not isinstance(count, jax.Array):
+        count = np.asarray(count)
+        if count.dtype.kind in "iu" and not np.all(count >= 0):
+            raise ValueError(f"{name} needs count >= 0, got count={count}")
+    if not jnp.issubdtype(count.dtype, jnp.integer):
+        raise TypeError(f"{name} needs count to be an int, got count={count!r}")
     return jnp.take(jnp.asarray(table, jnp.result_type(float)), count, mode="clip")
 
 
@@ -73,16 +75,3 @@ def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
     if value.ndim:
         raise ValueError(f"a coefficient must be a scalar, got shape {value.shape}")
     return value
-
-
-def check_value(
-    owner: str, name: str, value: Any, requirement: str, holds: Callable[[Any], bool]
-) -> None:
-    """Raises if a number is out of range; schedules and tracers cannot be checked."""
-    if value is None or callable(value) or isinstance(value, jax.core.Tracer):
-        return
-    numbers = (int, float, np.number, np.ndarray, jax.Array)
-    if isinstance(value, bool) or not isinstance(value, numbers) or np.ndim(value):
-        raise TypeError(f"{owner} needs {requirement}, got {name}={value!r}")
-    if not holds(float(value)):
-        raise ValueError(f"{owner} needs {requirement}, got {name}={value}")

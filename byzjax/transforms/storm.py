@@ -69,7 +69,7 @@ def storm(
       1905.10018); beta_t = 1/t: Levy, *mu^2-SGD: Stable Stochastic Optimization via a
       Double Momentum Mechanism* (arXiv 2304.04172).
     """
-    schedules.check_value("storm", "beta", beta, "0 < beta <= 1", lambda v: 0 < v <= 1)
+    check_beta("storm", beta)
 
     def init(params: optax.Params) -> StormState:
         checks.floating("storm", params)
@@ -119,3 +119,9 @@ def storm(
         return corrected, base.kept(good, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_beta(owner: str, beta: optax.ScalarOrSchedule | None) -> None:
+    """Checks what `storm` takes; None is 1/t."""
+    if beta is not None:
+        checks.coefficient(owner, "0 < beta <= 1", lambda v: 0 < v <= 1, beta=beta)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from byzjax import checks
+from byzjax import base, checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
@@ -42,6 +42,7 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
       Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
       Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432
     """
+    base.check_aggregator("arc", rule)
     f = checks.count("arc", num_byzantine=num_byzantine)
 
     def factors(geometry):

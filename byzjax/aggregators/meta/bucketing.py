@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from byzjax import checks
+from byzjax import base, checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
 
@@ -42,6 +42,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
       Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via
       Bucketing, 2022, https://arxiv.org/abs/2006.09365
     """
+    base.check_aggregator("bucketing", rule)
     s = checks.count("bucketing", bucket_size=bucket_size, minimum=1)
 
     def check(m):

@@ -1,6 +1,6 @@
 """Clipping: long rows are shortened before the rule sees them."""
 
-from byzjax import checks
+from byzjax import base, checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
 
@@ -39,9 +39,10 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
       Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432 (as the static
       clipping that ARC is compared with)
     """
-    checks.number("clipping", max_norm=max_norm, open_interval=True)
+    base.check_aggregator("clipping", rule)
+    limit = checks.number("clipping", max_norm=max_norm, open_interval=True)
 
     def factors(geometry):
-        return geometry.clip_factors(max_norm)
+        return geometry.clip_factors(limit)
 
     return lift.prescaled("clipping", rule, factors)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byzjax import checks
+from byzjax import base, checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
@@ -44,6 +44,7 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
       for Optimal Byzantine ML under Heterogeneity, 2023,
       https://arxiv.org/abs/2302.01772
     """
+    base.check_aggregator("nnm", rule)
     f = checks.count("nnm", num_byzantine=num_byzantine)
 
     def matrix(geometry):

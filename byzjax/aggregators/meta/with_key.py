@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from byzjax import checks
+from byzjax import base, checks
 from byzjax.base import Aggregator
 
 
@@ -30,7 +30,8 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
       An aggregator that needs no `key` argument. `aggregate` uses the first key.
 
     Raises:
-      TypeError: if `key` is no random key.
+      TypeError: if `rule` is no aggregator or `key` no random key.
+      ValueError: if `key` is None.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp, optax
@@ -42,6 +43,7 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
       >>> print(update)
       [-0.1 -0.1 -0.1]
     """
+    base.check_aggregator("with_key", rule)
     checks.key("with_key", key)
 
     def init(params):

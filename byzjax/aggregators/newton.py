@@ -1,0 +1,237 @@
+"""The point of least sum of distances from rows, by Newton's method on their geometry."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.sparse.linalg import cg
+
+from byzjax.numerics import stacked
+
+# Newton's method ends when a full step is shorter than this share of the distance to
+# the nearer half of the rows; the error is then about its square. So much nearer to a
+# row than that, z is taken for the row.
+_SHORT = 1e-5
+_MET = 1e-6
+_NEAR = 0.1
+# When its equations are solved, by conjugate gradients.
+_RESIDUAL = 1e-4
+_MOST_PRODUCTS = 100
+# Shares of a step that a line search tries.
+_SHARES = np.append(0, np.outer(2.0 ** np.arange(-20, 9), 1 + np.arange(8) / 8))
+_MOST_STEPS = 40
+_RIDGE = 1e-6  # Of the Hessian's largest eigenvalue: rows on a line leave it singular.
+
+
+class _Place(NamedTuple):
+    """A point z, as seen from a row x_k near it, in units S_i of length."""
+
+    itself: jax.Array  # Which row x_k is, [m].
+    units: jax.Array  # S_i = ‖x_i − x_k‖, but no less than the spread, [m].
+    gram: jax.Array  # (x_i − x_k)·(x_j − x_k) / S_i S_j, [m, m].
+    steps: jax.Array  # b, with z − x_k = Σ b_i (x_i − x_k) / S_i, [m].
+    along: jax.Array  # (z − x_k)·(x_i − x_k) / S_i, [m].
+    length: jax.Array  # ‖z − x_k‖².
+    squares: jax.Array  # ‖z − x_i‖², [m].
+    meets: jax.Array  # Which rows z is, [m].
+
+
+@jax.custom_jvp
+def minimum(geometry, prior):
+    """Weights [m] of the point of least Σ prior_i ‖x_i − z‖."""
+    sums = geometry.summed_distances(prior)
+    best = jnp.argmin(sums)
+    spread = _middle_distance(geometry.squared_distances[best], prior)
+    row = (jnp.arange(prior.shape[0]) == best).astype(prior.dtype)
+
+    def going(carry):
+        steps, *_, far = carry
+        return far & (steps < _MOST_STEPS)
+
+    def step(carry):
+        steps, shares, nearest, before, _ = carry
+        place = _place(geometry, shares, nearest, spread)
+        direction, length, held = _direction(place, prior)
+        # Near the minimum, which is where a step is short beside the way to any row,
+        # whole steps square the error, until rounding ends that.
+        near = length <= _NEAR * jnp.sqrt(jnp.min(place.squares))
+        far = (length > _SHORT * spread) & ~(near & (length > before / 2)) & ~held
+        share = jnp.where(near, 1, _line_search(place, direction, prior))
+        moved = _changes(place, place.steps + share * direction)
+        moved, there = as_a_mean(moved + place.itself.astype(moved.dtype))
+        before = jnp.where(near, length, jnp.inf)
+        return steps + 1, jnp.where(held, shares, moved), there, before, far
+
+    def as_a_mean(shares):
+        # One step of Weiszfeld's, which leads down too, and whose shares are those of a
+        # mean: sums of steps would come to differences of large ones.
+        squares = geometry.squared_distances_to(shares)
+        meets = squares <= _MET**2 * spread**2
+        pulls = prior / jnp.sqrt(jnp.where(meets, 1, squares))
+        pulls = jnp.where(jnp.any(meets), meets.astype(pulls.dtype), pulls)
+        return stacked.normalized(pulls), jnp.argmin(squares)
+
+    start = jnp.int32(0), row, best, jnp.asarray(jnp.inf, row.dtype), jnp.asarray(True)
+    shares = lax.while_loop(going, step, start)[1]
+    # Rows with as small a sum, such as the middle two on a line, share the answer.
+    blur = 4 * jnp.finfo(prior.dtype).eps * jnp.sum(prior) * spread
+    ties = stacked.normalized((sums <= sums[best] + blur).astype(prior.dtype))
+    return jnp.where(jnp.any(shares == 1), ties, shares)
+
+
+@minimum.defjvp
+def _minimum_jvp(primals, tangents):
+    # That of a last step of Newton's from where z is, which there is exact.
+    shares = minimum(*primals)
+
+    def last_step(geometry, prior):
+        best = jnp.argmax(shares)
+        spread = _middle_distance(geometry.squared_distances[best], prior)
+        place = _place(geometry, shares, best, lax.stop_gradient(spread))
+        return _changes(place, _direction(place, prior)[0])
+
+    moved = jax.jvp(last_step, primals, tangents)[1]
+    # Rows that are the minimum stay so.
+    at_rows = jnp.sum((shares > 0).astype(shares.dtype)) * jnp.max(shares) == 1
+    return shares, jnp.where(at_rows, 0, moved)
+
+
+def _middle_distance(squares, weights):
+    """The distance within which half of the weight lies."""
+    nearest = jnp.argsort(squares)
+    reached = jnp.cumsum(weights[nearest]) * 2 >= jnp.sum(weights)
+    middle = squares[nearest][jnp.argmax(reached)]
+    return jnp.sqrt(jnp.where(jnp.isfinite(middle), middle, 0))
+
+
+def _place(geometry, shares, nearest, spread):
+    """The point Σ shares_i x_i, as seen from the row of an index, near it."""
+    gram = geometry.around(nearest)
+    reach = jnp.diagonal(gram)
+    units = jnp.maximum(jnp.sqrt(lax.stop_gradient(reach)), spread)
+    units = jnp.where(units > 0, units, 1)
+    gram = gram / units[:, None] / units[None, :]
+    itself = jnp.arange(shares.shape[0]) == nearest
+    steps = jnp.where(itself, 0, shares * units)
+    along = _precisely(gram, steps)
+    length = jnp.maximum(stacked.product(steps, along), 0)
+    squares = jnp.maximum(length - 2 * units * along + reach, 0)
+    squares = jnp.where(geometry.finite, squares, jnp.inf)
+    meets = squares <= _MET**2 * spread**2
+    return _Place(itself, units, gram, steps, along, length, squares, meets)
+
+
+def _precisely(matrix, vector):
+    """The product [n] of `[n, m]` and `[m]`, its sums rounded once.
+
+    Where far attackers hold z far out, an error that they all share would move it.
+    """
+    terms = matrix * vector[None]
+    rest = jnp.zeros_like(terms[:, 0])
+    while terms.shape[1] > 1:
+        terms = jnp.pad(terms, ((0, 0), (0, terms.shape[1] % 2)))
+        one, other = jnp.split(terms, 2, axis=1)
+        terms = one + other
+        back = terms - one
+        rest += jnp.sum((one - (terms - back)) + (other - back), axis=1)
+    return terms[:, 0] + rest
+
+
+def _changes(place, steps):
+    """Σ steps_i (x_i − x_k) / S_i as changes of the shares [m] from those of x_k."""
+    others = jnp.where(place.itself, 0, steps / place.units)
+    return jnp.where(place.itself, -jnp.sum(others), others)
+
+
+def _inverses(place):
+    """1 / ‖z − x_i‖ [m], 0 where z is that row."""
+    return jnp.where(
+        place.meets, 0, 1 / jnp.sqrt(jnp.where(place.meets, 1, place.squares))
+    )
+
+
+def _pull(place, prior):
+    """What pulls z: cosines between the ways there [m, m], the pull along each [m].
+
+    From rows that z is there is no way, and they hold it with their weight: what is
+    left of the pull is a share of it, 0 at the minimum.
+    """
+    inverse = _inverses(place)
+    towards = (place.units * place.along * inverse)[:, None] * inverse[None, :]
+    cosines = place.length * inverse[:, None] * inverse[None, :] - towards - towards.T
+    ratio = place.units * inverse
+    cosines = cosines + ratio[:, None] * ratio[None, :] * place.gram
+    others = jnp.where(place.meets, 0, prior)
+    pulls = _sum_of_cosines(cosines, others)
+    force = jnp.maximum(lax.stop_gradient(stacked.product(pulls, others)), 0)
+    held = jnp.sum(jnp.where(place.meets, prior, 0))
+    tiny = jnp.finfo(force.dtype).tiny
+    left = jnp.maximum(1 - held / jnp.sqrt(jnp.maximum(force, tiny)), 0)
+    left = jnp.where(held > 0, left, 1)
+    return cosines, left * pulls, left
+
+
+def _sum_of_cosines(cosines, weights):
+    """Σ_j cosines_ij weights_j [m].
+
+    Far attackers draw z far out, where honest rows pull as one against them: sums of ±1
+    are exact, and what is left of the cosines is small.
+    """
+    whole = lax.stop_gradient(jnp.round(cosines))
+    rest = cosines - whole
+    return stacked.product(whole, weights) + stacked.product(rest, weights)
+
+
+def _direction(place, prior):
+    """Newton's step in units of the place [m], its length, and whether z is held.
+
+    The gradient is U α and the Hessian sI − U W Uᵀ, with the ways' unit vectors U,
+    α the prior, W = α_i / ‖z − x_i‖ and s their sum. The step is −U (α + v) / s with
+    (sI − W UᵀU) v = W Uᵀ U α, m equations whose right side is small near the minimum.
+    """
+    cosines, pulls, left = _pull(place, prior)
+    inverse = _inverses(place)
+    curved = prior * inverse
+    total = jnp.sum(curved)
+    total = jnp.where(total > 0, total, 1)
+    others = left * jnp.where(place.meets, 0, prior)
+    # Symmetric, by the root of W on either side.
+    root = stacked.root(curved / total)
+
+    def hessian(x):
+        return (1 + _RIDGE) * x - root * stacked.product(cosines, root * x)
+
+    bent = root * cg(hessian, root * pulls, tol=_RESIDUAL, maxiter=_MOST_PRODUCTS)[0]
+    # A row holds z where it is: away from it the pull itself leads down for sure.
+    bent = jnp.where(jnp.any(place.meets), 0, bent)
+    moved = (others + bent) / total * inverse
+    steps = place.units * moved - jnp.sum(moved) * place.steps
+    length = stacked.product(stacked.product(place.gram, steps), steps)
+    return steps, jnp.sqrt(jnp.maximum(lax.stop_gradient(length), 0)), left == 0
+
+
+def _line_search(place, steps, prior):
+    """How far to go along a direction: to the minimum of the sum on it, nearly.
+
+    The sum is convex, and its slope has no term that a far row could round away.
+    """
+    along = stacked.product(place.gram, steps)
+    square = jnp.maximum(stacked.product(steps, along), 0)
+    rate = stacked.product(place.steps, along) - place.units * along
+    rate = jnp.where(place.meets, 0, rate)
+    start = jnp.where(place.meets, 0, place.squares)
+    speed = jnp.where(square > 0, jnp.sqrt(square), 1)
+
+    def cosines(share):
+        squares = start + 2 * share * rate + share * share * square
+        ways = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 1)
+        return (rate + share * square) / (ways * speed)
+
+    shares = jnp.asarray(_SHARES, prior.dtype)
+    slopes = _sum_of_cosines(jax.vmap(cosines)(shares), prior)
+    falling = jnp.max(jnp.where(slopes <= 0, shares, 0))
+    whole = slopes[int(np.argmax(_SHARES == 1))]
+    good = jnp.abs(whole) <= 0.1 * jnp.abs(slopes[0])
+    return jnp.where(good, 1, falling)
