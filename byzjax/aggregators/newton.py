@@ -1,4 +1,4 @@
-"""The point of least sum of distances from rows, by Newton's method on their geometry."""
+"""The point of least sum of distances from rows, by Newton's method."""
 
 from typing import NamedTuple
 
