@@ -147,7 +147,14 @@ class Geometry(NamedTuple):
         half = product(points, self.gram)
         gram = product(half, points)
         gram = (gram + gram.T) / 2
-        finite &= jnp.diagonal(gram)[:-1] < LARGEST_SQUARE
+        squares = jnp.diagonal(gram)[:-1]
+        finite &= squares < LARGEST_SQUARE
+        # Far rows may cancel in a mean, which then is known to their rounding only:
+        # where that is more than the way to the middle row, it counts as far as well.
+        rounding = product(jnp.square(matrix), jnp.diagonal(self.gram)[:-1])
+        rounding *= jnp.finfo(gram.dtype).eps
+        middle = jnp.sort(jnp.where(finite, squares, jnp.inf))[squares.shape[0] // 2]
+        finite &= rounding <= middle
         distances = distances_in(gram)
         return masked(gram, distances[:-1, -1], distances[:-1, :-1], finite)
 
@@ -157,11 +164,21 @@ class Geometry(NamedTuple):
         Args:
           factors: `[m]`, at most one.
         """
-        if self.gram.size:
-            return self.mixed(jnp.diag(factors))
         read = factors != 0
+        norms = jnp.where(read, self.norms, 0)
         squares = jnp.where(read, self.squared_norms, 0) * factors**2
-        return self._replace(finite=self.finite | ~read, squared_norms=squares)
+        if not self.gram.size:
+            return self._replace(finite=self.finite | ~read, squared_norms=squares)
+        mixed = self.mixed(jnp.diag(factors))
+        # ‖s_i x_i − s_j x_j‖² from distances and norms: seen from a row that is far
+        # itself, rows that are cut to a small ball would lie on each other.
+        apart = jnp.where(read[:, None] & read[None, :], self.squared_distances, 0)
+        change = factors[:, None] - factors[None, :]
+        moment = factors * norms * norms
+        apart = factors[:, None] * factors[None, :] * apart
+        apart += change * (moment[:, None] - moment[None, :])
+        apart = jnp.where(np.eye(self.num_workers, dtype=bool), 0, apart)
+        return masked(mixed.gram, squares, jnp.maximum(apart, 0), mixed.finite)
 
     def mixed_finite(self, matrix: jax.Array) -> jax.Array:
         """Which rows [n] of `matrix` x read finite rows of x only."""
