@@ -109,7 +109,7 @@ def trainer(
       [1. 1. 1.]
     """
     checks.flag("trainer", has_model_state=has_model_state)
-    if not has_model_state and model_state_aggregator is not None:
+    if not has_model_state and isinstance(model_state_aggregator, Aggregator):
         raise ValueError(
             "trainer needs has_model_state=True for a model_state_aggregator or "
             "model_state_attack, got has_model_state=False"
