@@ -125,7 +125,8 @@ def trainer(
         model_attack=model_state_attack,
         workers_at_once=workers_at_once,
     )
-    if not has_model_state and (model_state_aggregator or model_state_attack):
+    given = (model_state_aggregator, model_state_attack) != (None, None)
+    if not has_model_state and given:
         raise ValueError(
             "trainer needs has_model_state=True for a model_state_aggregator or "
             "model_state_attack, got has_model_state=False"
