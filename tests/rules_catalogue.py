@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import byzjax
+from tests import promises
 from tests import reference as ref
 from tests import reference_catalogue as cat
 
@@ -61,6 +62,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Xie, Koyejo, Gupta 2018",
         arxiv="1802.10116",
         cost="O(dm log² m)",
+        promise=promises.around_the_middle,
     ),
     dict(
         name='meamed(even="lower")',
@@ -68,6 +70,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.meamed(ref.lower_median),
         most=half,
         variant=True,
+        promise=promises.around_the_middle,
     ),
     dict(
         name="phocas",
@@ -77,6 +80,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Xie, Koyejo, Gupta 2018",
         arxiv="1805.09682",
         cost="O(dm log² m)",
+        promise=promises.around_the_middle,
     ),
     dict(
         name="bulyan",
@@ -88,6 +92,7 @@ ROWS: list[dict[str, Any]] = [
         constraint="m ≥ 4f + 3",
         cost="O(dm² + m³)",
         permutation=False,  # In the last round two nearest neighbours tie.
+        promise=promises.bulyan,
     ),
     dict(
         name='bulyan(selection="once")',
@@ -95,6 +100,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.bulyan(repeated=False),
         most=quarter,
         variant=True,
+        promise=promises.bulyan,
     ),
     dict(
         name='bulyan(squared=False, even="lower")',
@@ -103,6 +109,7 @@ ROWS: list[dict[str, Any]] = [
         most=quarter,
         variant=True,
         permutation=False,  # In the last round two nearest neighbours tie.
+        promise=promises.bulyan,
     ),
     dict(
         name="monna",
@@ -114,6 +121,8 @@ ROWS: list[dict[str, Any]] = [
         breakdown="f/m, of an honest pivot",
         cost="O(dm²)",
         permutation=False,
+        promise=promises.tightest,
+        honest_row=lambda m: m // 2,
     ),
     dict(
         name="aksel",
@@ -122,6 +131,7 @@ ROWS: list[dict[str, Any]] = [
         most=half,
         paper="Boussetta, El Mhamdi, Guerraoui, Maurer, Rouault 2020",
         cost="O(dm log² m)",
+        promise=promises.aksel(),
     ),
     dict(
         name='aksel(num_selected=(m+1)//2, even="lower")',
@@ -129,6 +139,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.aksel(lambda m, f: (m + 1) // 2, ref.lower_median),
         most=half,
         variant=True,
+        promise=promises.aksel(lambda m, f: (m + 1) // 2),
     ),
     dict(
         name="medoid",
@@ -140,6 +151,7 @@ ROWS: list[dict[str, Any]] = [
         breakdown="⌊(m−1)/2⌋/m",
         cost="O(dm²)",
         takes_f=False,
+        promise=promises.medoid,
     ),
     dict(
         name="cge",
@@ -149,6 +161,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Gupta, Liu, Vaidya 2021",
         arxiv="2008.04699",
         translation=False,
+        promise=promises.short,
     ),
     dict(
         name="mda",
@@ -160,6 +173,7 @@ ROWS: list[dict[str, Any]] = [
         constraint="m ≥ 2f + 1, 10⁷ subsets",
         cost="O(dm² + m²·(m choose f))",
         permutation=False,  # Two subsets often share their widest pair.
+        promise=promises.tightest,
     ),
     dict(
         name="smea",
@@ -171,6 +185,7 @@ ROWS: list[dict[str, Any]] = [
         constraint="m ≥ 2f + 1, 5·10⁵ subsets",
         cost="O(dm² + m³·(m choose f))",
         kappa=kappa_smea,
+        promise=promises.least_spread(4),
     ),
     dict(
         name="caf",
@@ -183,6 +198,7 @@ ROWS: list[dict[str, Any]] = [
         # Amplifies rounding: 1e-7 in the rows moves its float64 oracle by 5e-5.
         tolerance=5e-4,
         **SPECTRUM,
+        promise=promises.least_spread(6),
     ),
     dict(
         name='caf(scale="positive")',
@@ -192,6 +208,7 @@ ROWS: list[dict[str, Any]] = [
         variant=True,
         tolerance=5e-4,
         **SPECTRUM,
+        promise=promises.least_spread(6),
     ),
     dict(
         name="dnc",
@@ -201,6 +218,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Shejwalkar, Houmansadr 2021",
         cost="O(dm + subsample·m²·rounds)",
         random=True,
+        promise=promises.convex,
     ),
     dict(
         name="sign_majority",
@@ -215,6 +233,7 @@ ROWS: list[dict[str, Any]] = [
         translation=False,
         scaling=False,
         hull=False,
+        promise=promises.signs,
     ),
     dict(
         name="fltrust",
@@ -230,6 +249,7 @@ ROWS: list[dict[str, Any]] = [
         scaling=False,
         hull=False,
         extra=reference_of,
+        promise=promises.trusted,
     ),
     dict(
         name="foolsgold",
@@ -245,6 +265,7 @@ ROWS: list[dict[str, Any]] = [
         stateful=True,
         translation=False,
         tolerance=1e-4,
+        promise=promises.convex,
     ),
     dict(
         name="signguard",
@@ -257,6 +278,7 @@ ROWS: list[dict[str, Any]] = [
         breakdown="none proven",
         takes_f=False,
         **CLIPPED,
+        promise=promises.short,
     ),
     dict(
         name="clipped_clustering",
@@ -271,6 +293,7 @@ ROWS: list[dict[str, Any]] = [
         takes_f=False,
         stateful=True,
         **CLIPPED,
+        promise=promises.short,
     ),
     dict(
         name='clipped_clustering(linkage="single")',
@@ -281,6 +304,7 @@ ROWS: list[dict[str, Any]] = [
         takes_f=False,
         stateful=True,
         **CLIPPED,
+        promise=promises.short,
     ),
     dict(
         name="flame(noise=0)",
@@ -294,6 +318,7 @@ ROWS: list[dict[str, Any]] = [
         cost="O(dm² + m³)",
         takes_f=False,
         **CLIPPED,
+        promise=promises.short,
     ),
     dict(
         name="clipping(median)",
@@ -308,6 +333,7 @@ ROWS: list[dict[str, Any]] = [
         takes_f=False,
         scaling=False,
         **CLIPPED,
+        promise=promises.clipping(promises.hull, 2.0),
     ),
     dict(
         name="clipping(krum)",
@@ -317,6 +343,7 @@ ROWS: list[dict[str, Any]] = [
         variant=True,
         scaling=False,
         **CLIPPED,
+        promise=promises.clipping(promises.krum(), 2.0),
     ),
     dict(
         name="arc(median)",
@@ -329,6 +356,7 @@ ROWS: list[dict[str, Any]] = [
         cost="base + O(dm)",
         kappa=kappa_arc(ref.kappa_median),
         **CLIPPED,
+        promise=promises.arc(promises.hull),
     ),
     dict(
         name="nnm(arc(trimmed_mean))",
@@ -338,5 +366,6 @@ ROWS: list[dict[str, Any]] = [
         variant=True,
         kappa=ref.kappa_nnm(kappa_arc(ref.kappa_trimmed_mean)),
         **CLIPPED,
+        promise=promises.nnm(promises.arc(promises.hull)),
     ),
 ]
