@@ -43,7 +43,8 @@ def shape_of(subject, rng):
 
 def explore(names, minutes, seed):
     rng = np.random.default_rng(seed)
-    counts, broken, seen = collections.Counter(), collections.Counter(), set()
+    counts, broken = collections.Counter(), collections.Counter()
+    seen, shown = set(), set()  # Kinds, and those of the simplest draws.
     until = time.monotonic() + 60 * minutes
     programs, queue = 0, []
     while time.monotonic() < until:
@@ -64,11 +65,13 @@ def explore(names, minutes, seed):
             violation = attempt(name, draw)
             if violation is not None:
                 broken[name] += 1
-                kind = name, draw.attack, draw.x64
-                if kind not in seen:
-                    seen.add(kind)
-                    print(violation, flush=True)
-            if time.monotonic() > stop:
+                if kind(violation) not in seen:
+                    seen.add(kind(violation))
+                    violation = simplest(violation)
+                    if kind(violation) not in shown:
+                        shown.add(kind(violation))
+                        print(violation, flush=True)
+            if time.monotonic() > stop or (violation and violation.got is None):
                 break
         programs += 1
         if programs % 50 == 0:  # Each holds memory maps, of which there is an end.
@@ -77,14 +80,23 @@ def explore(names, minutes, seed):
     return counts, broken
 
 
+def kind(violation):
+    draw = violation.draw
+    ordinary = draw.scale == 1
+    return violation.name, draw.attack, draw.dtype, draw.x64, ordinary
+
+
 def attempt(name, draw):
-    """The simplest violation near a draw, an error as one."""
+    """What a draw breaks, an error being one way to."""
     try:
-        violation = trials.tried(name, draw)
-        return violation and trials.simplest(violation)
+        return trials.tried(name, draw)
     except (TypeError, ValueError, FloatingPointError) as error:
         text = f"raised {type(error).__name__}: {str(error).splitlines()[0][:160]}"
-        return trials.Violation(name, draw, np.inf, np.zeros(0), text)
+        return trials.Violation(name, draw, np.inf, None, text)
+
+
+def simplest(violation):
+    return violation if violation.got is None else trials.simplest(violation)
 
 
 def parsed(text):
@@ -104,7 +116,7 @@ def main():
     print(f"Compiled with {conftest.QUICK_FLAGS}, which importing it has set.")
     if options.replay:
         for name in options.rule:
-            print(attempt(name, parsed(options.replay)) or f"{name}: as promised")
+            print(attempt(name, parsed(options.replay)) or f"{name}: kept")
         return
     wanted = options.rule or [""]
     names = [n for n in trials.SUBJECTS if any(part in n for part in wanted)]

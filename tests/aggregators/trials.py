@@ -144,7 +144,7 @@ class Violation(NamedTuple):
     name: str
     draw: Draw
     excess: float  # How far outside, in units of what is allowed.
-    got: np.ndarray
+    got: np.ndarray | None  # None if it raised.
     text: str
 
     def __str__(self):
@@ -183,16 +183,21 @@ def _seen(weights):
 INEXACT = 1e-2
 # In units of the last place, of the values that the sums are made of.
 ROUNDING = 32
+# What cannot be told from honest rows of zeros, its square being one.
+ZERO = 1e-18
 
 
 def _outside(got, region: Region, env: Envelope, draw: Draw) -> tuple[float, str]:
     """How far a result lies outside, relative to what is allowed; and in words."""
     if not np.isfinite(got).all():
         return np.inf, f"got {got[:4]}, which is not finite"
-    narrow, wide = jnp.finfo(draw.dtype), jnp.finfo(jnp.promote_types(draw.dtype, "f4"))
+    narrow = jnp.finfo(draw.dtype)
+    wide = jnp.finfo("float64" if draw.dtype == "float64" else "float32")
     largest = np.maximum(np.abs(env.low), np.abs(env.high))
     eps = float(narrow.eps) + ROUNDING * float(wide.eps)
     slack = eps * largest + env.m * float(narrow.tiny)
+    if env.longest == 0:  # Then nothing says what is small.
+        slack = slack + ZERO
     worst, text = 0.0, ""
     bounded = np.isfinite(region.low)
     if bounded.any():
