@@ -31,6 +31,7 @@ class Envelope:
     finite: np.ndarray | None = None  # all rows that are finite, whoever sent them;
     poisoned: bool = False  # whether some are not;
     reference: np.ndarray | None = None  # what the server trusts.
+    eps: float = 0.0  # The last place of what distances are computed in.
 
     @property
     def share(self) -> float:
@@ -59,7 +60,7 @@ def norm(x) -> np.ndarray:
     return size[..., 0] * np.sqrt(np.sum(unit * unit, axis=-1))
 
 
-def envelope(stack, byzantine, f, weights=None, reference=None) -> Envelope:
+def envelope(stack, byzantine, f, weights=None, **known) -> Envelope:
     """Of a stack [m, d] whose rows `byzantine` [m] are the attackers'."""
     stack = np.asarray(stack, np.float64)
     m = len(stack)
@@ -84,7 +85,7 @@ def envelope(stack, byzantine, f, weights=None, reference=None) -> Envelope:
         rows=rows,
         finite=stack[finite],
         poisoned=not finite.all(),
-        reference=reference,
+        **known,
     )
 
 
@@ -321,9 +322,26 @@ def _clipped(env: Envelope, least: float, most: float) -> Envelope:
     )
 
 
+def _after_clipping(base: Promise, env: Envelope) -> Region:
+    """Lengths after the cut, and distances to √ε of these where the base reads them."""
+    region = base(env)
+    if np.isinf(region.radius):
+        return region
+    blur = 2 * env.eps**0.5 * env.longest
+    return base(
+        _unseen(
+            env,
+            reach=env.reach + blur,
+            diameter=env.diameter + 2 * blur,
+            low=env.low - blur,
+            high=env.high + blur,
+        )
+    )
+
+
 def clipping(base: Promise, max_norm: float) -> Promise:
     """All rows cut to a norm that is given."""
-    return lambda env: base(_clipped(env, max_norm, max_norm))
+    return lambda env: _after_clipping(base, _clipped(env, max_norm, max_norm))
 
 
 def arc(base: Promise) -> Promise:
@@ -331,4 +349,4 @@ def arc(base: Promise) -> Promise:
 
     For f ≤ k < m−f, the (k+1)-th largest norm is neither above nor below these.
     """
-    return lambda env: base(_clipped(env, env.shortest, env.longest))
+    return lambda env: _after_clipping(base, _clipped(env, env.shortest, env.longest))

@@ -166,7 +166,8 @@ def tried(name: str, draw: Draw) -> Violation | None:
         stack.byzantine,
         draw.f,
         _seen(stack.weights),
-        np.asarray(stack.reference, np.float64),
+        reference=np.asarray(stack.reference, np.float64),
+        eps=float(_wide(draw).eps),
     )
     region = subject.promise(env)
     if region is None:
@@ -177,6 +178,11 @@ def tried(name: str, draw: Draw) -> Violation | None:
 
 def _seen(weights):
     return None if weights is None else weights.astype(np.float32).astype(np.float64)
+
+
+def _wide(draw: Draw):
+    """What sums are added up in."""
+    return jnp.finfo("float64" if draw.dtype == "float64" else "float32")
 
 
 # The part of a bound on lengths that an iteration or a root may be off by.
@@ -192,7 +198,7 @@ def _outside(got, region: Region, env: Envelope, draw: Draw) -> tuple[float, str
     if not np.isfinite(got).all():
         return np.inf, f"got {got[:4]}, which is not finite"
     narrow = jnp.finfo(draw.dtype)
-    wide = jnp.finfo("float64" if draw.dtype == "float64" else "float32")
+    wide = _wide(draw)
     largest = np.maximum(np.abs(env.low), np.abs(env.high))
     eps = float(narrow.eps) + ROUNDING * float(wide.eps)
     slack = eps * largest + env.m * float(narrow.tiny)
