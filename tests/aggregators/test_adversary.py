@@ -85,8 +85,7 @@ def test_a_draw_is_what_it_says(dtype):
         assert stack.byzantine.sum() == 4 and not stack.byzantine[5]
         honest = stack.rows[~stack.byzantine].astype(np.float64)
         assert np.isfinite(honest).all(), draw
-        again = rows_of(draw, at=5)
-        np.testing.assert_array_equal(stack.rows, again.rows)
+        assert rows_of(draw, at=5).rows.tobytes() == stack.rows.tobytes(), draw
         finite = np.isfinite(stack.rows.astype(np.float64)).all()
         assert finite or "not finite" in draw.attack, draw
         if stack.weights is not None:
@@ -117,7 +116,7 @@ def test_what_breaks_is_noticed(monkeypatch):
     row = trials.SINGLE["median"]
     mean = trials.SINGLE["mean"]
     monkeypatch.setitem(trials.SUBJECTS, "mean", mean._replace(promise=row.promise))
-    for attack in ("far", "axis", "antipodal+far", "near"):
+    for attack in ("far", "axis", "antipodal+far"):
         assert broken("mean", attack=attack, f=3), attack
     promise = promises.krum()
     monkeypatch.setitem(trials.SUBJECTS, "mean", mean._replace(promise=promise))

@@ -172,7 +172,8 @@ def tried(name: str, draw: Draw) -> Violation | None:
     region = subject.promise(env)
     if region is None:
         return None
-    excess, text = _outside(got, region, env, draw)
+    with np.errstate(over="ignore"):
+        excess, text = _outside(got, region, env, draw)
     return Violation(name, draw, excess, got, text) if excess > 0 else None
 
 
