@@ -1,8 +1,7 @@
 """The one table of all rules: what every test and the catalogue page are made from.
 
 Adding a rule is adding a `Rule` to `RULES`, with an oracle in `reference.py`. All the
-properties in `test_aggregators.py` and the files it names then hold for it, or the row
-says that they do not.
+properties of the tests then hold for it, or the row says that they do not.
 """
 
 from collections.abc import Callable
@@ -14,8 +13,9 @@ import numpy as np
 
 import byzjax
 from byzjax.base import Aggregator
-from tests import promises, rules_catalogue
+from tests import promises, rules_catalogue, rules_clipped
 from tests import reference as ref
+from tests.rules_catalogue import half
 
 
 class Rule(NamedTuple):
@@ -47,18 +47,12 @@ class Rule(NamedTuple):
     # f rows are out of all range.
     kappa: Callable[[int, int], float] | None = None  # The proven (f, κ)-robustness.
     frozen: bool = False  # Derivatives hold weights constant that are not.
-    # Where the result lies, whatever f rows are: `promises.py`.
-    promise: promises.Promise = promises.hull
+    promise: promises.Promise = promises.hull  # Where the result lies.
     honest_row: Callable[[int], int] | None = None  # m → a row it has to trust.
 
     # For the tests.
     tolerance: float = 1e-5  # Relative to the size of the rows, in float32.
     extra: Callable[[Any], dict[str, Any]] = lambda updates: {}  # Extra arguments.
-
-
-def half(m: int) -> int:
-    """The largest f with m ≥ 2f + 1."""
-    return (m - 1) // 2
 
 
 def krum_most(m: int) -> int:
@@ -166,7 +160,7 @@ RULES: list[Rule] = [
         takes_f=False,
         kappa=ref.kappa_median,
         tolerance=1e-4,
-        promise=promises.geometric_median,
+        promise=promises.descent_from_median,
     ),
     Rule(
         "krum",
@@ -327,7 +321,7 @@ RULES: list[Rule] = [
     ),
 ]
 
-RULES += [Rule(**row) for row in rules_catalogue.ROWS]
+RULES += [Rule(**row) for row in (*rules_catalogue.ROWS, *rules_clipped.ROWS)]
 
 NAMES = [rule.name for rule in RULES]
 assert len(set(NAMES)) == len(NAMES), "every row of the table needs a name of its own"

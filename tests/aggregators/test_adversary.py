@@ -11,7 +11,8 @@ import pytest
 
 from tests import explore, promises
 from tests.aggregators import adversary, trials
-from tests.aggregators.adversary import ATTACKS, SHAPES, Draw, random_draw, rows_of
+from tests.aggregators.adversary import SHAPES, Draw, random_draw, rows_of
+from tests.aggregators.words import ATTACKS
 from tests.rules import RULES
 
 DRAWS = 80  # Through one compiled program, which takes longer than they do.

@@ -15,7 +15,9 @@ import byzjax
 from tests import promises, rules
 from tests.aggregators import adversary
 from tests.aggregators.adversary import Draw
-from tests.promises import Envelope, Promise, Region
+from tests.aggregators.words import READS_END
+from tests.envelopes import Envelope, envelope, norm
+from tests.promises import Promise, Region
 from tests.rules import Rule
 
 
@@ -158,10 +160,10 @@ def tried(name: str, draw: Draw) -> Violation | None:
     stack = adversary.rows_of(draw, at=at)
     with _in(draw.x64):
         got = run(name, stack, draw.f, draw.seed)
-        if any(word in adversary.READS_END for word in draw.attack.split("+")):
+        if any(word in READS_END for word in draw.attack.split("+")):
             stack = adversary.rows_of(draw, end=got, at=at)
             got = run(name, stack, draw.f, draw.seed)
-    env = promises.envelope(
+    env = envelope(
         stack.rows,
         stack.byzantine,
         draw.f,
@@ -220,20 +222,20 @@ def _outside(got, region: Region, env: Envelope, draw: Draw) -> tuple[float, str
                 f"{region.high[k]:.6g}]"
             )
     if np.isfinite(region.radius):
-        far = float(promises.norm(got - region.center))
-        loose = float(promises.norm(slack)) + eps * float(promises.norm(region.center))
+        far = float(norm(got - region.center))
+        loose = float(norm(slack)) + eps * float(norm(region.center))
         beyond = far - (1 + INEXACT + eps) * region.radius - loose
         if beyond > 0:
             worst = max(worst, beyond / max(region.radius, loose))
             text = text or (
                 f"{far:.6g} from the centre of a ball of radius {region.radius:.6g}; "
                 f"the honest rows reach {env.reach:.3g} around theirs, of norm "
-                f"{promises.norm(env.center):.3g}"
+                f"{norm(env.center):.3g}"
             )
     if region.side is not None and not worst:
-        side, length = region.side, promises.norm(got)
-        along = got / max(length, 1e-300) @ (side / max(promises.norm(side), 1e-300))
-        if along < -1e-3 and length > promises.norm(slack):
+        side, length = region.side, norm(got)
+        along = got / max(length, 1e-300) @ (side / max(norm(side), 1e-300))
+        if along < -1e-3 and length > norm(slack):
             worst, text = -float(along), f"cosine {along:.3g} with what is trusted"
     return worst, text
 
