@@ -74,6 +74,48 @@ def test_no_draw_breaks_a_promise(name, m, d, how):
     assert not broken, f"{len(broken)} of {DRAWS} draws, such as\n{shown}"
 
 
+# What draws have found, as simple as it gets: (rule, draw).
+FOUND = [
+    ("trimmed_mean", Draw(13, 6, 3, 1, attack="not finite", weights="ones")),
+    ("ctma(median)", Draw(13, 6, 3, 1, power=17.0, weights="tenths")),
+    *(
+        (name, Draw(9, 1, 1, 0, scale=1e38, offset=1.0, shape="equal", power=1.0))
+        for name in ("trimmed_mean", "meamed", "phocas", "bulyan", "bucketing(median)")
+    ),
+    ("geometric_median", Draw(17, 8, 3, 1, power=10.0)),
+    ("medoid", Draw(9, 4, 3, 3, attack="ladder", power=17.0)),
+    (
+        "centered_clipping",
+        Draw(
+            *(7, 3, 12, 1920926663),
+            offset=8300.0,
+            attack="beside the end",
+            power=1.93,
+        ),
+    ),
+    (
+        "clipping(krum)",
+        Draw(13, 5, 12, 1912285260, 1.0, 1e4, "equal", attack="edge", power=3.0),
+    ),
+    # Two far rows in one bucket, whose mean is nearer than its distances can tell.
+    *(
+        (name, Draw(13, 2, 3, 136, attack="cancelling", power=12.0))
+        for name in ("bucketing(krum)", "bucketing(ctma(geometric_median))")
+    ),
+    (
+        "bucketing(krum)",
+        Draw(
+            25, 5, 1, 848832329, 0.025, 100.0, dtype="float16", attack="ring", power=9.0
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("name, draw", FOUND)
+def test_what_was_found_is_kept(name, draw):
+    assert trials.tried(name, draw) is None, trials.tried(name, draw)
+
+
 # --- the grammar itself ---------------------------------------------------------------
 
 

@@ -56,6 +56,13 @@ def _antipodal(s):
     return s.center + sides * s.distance * s.direction
 
 
+def _cancelling(s):
+    """Far on both sides, so that the mean of two lies nearer by far than they do."""
+    rows = _antipodal(s)
+    off = 10.0 ** s.rng.uniform(-8, -3) * s.distance
+    return rows + off * s.direction
+
+
 def _bunch(s):
     """Far, and closer together than honest rows are."""
     jitter = 10.0 ** s.rng.uniform(-6, 0) * s.spread
@@ -156,6 +163,7 @@ ATTACKS = {
     "two scales": _two_scales,
     "ladder": _ladder,
     "antipodal": _antipodal,
+    "cancelling": _cancelling,
     "bunch": _bunch,
     "ring": _ring,
     "axis": _axis,
