@@ -1,8 +1,7 @@
 """The one table of all rules: what every test and the catalogue page are made from.
 
 Adding a rule is adding a `Rule` to `RULES`, with an oracle in `reference.py`. All the
-properties in `test_aggregators.py` and the files it names then hold for it, or the row
-says that they do not.
+properties of the tests then hold for it, or the row says that they do not.
 """
 
 from collections.abc import Callable
@@ -14,8 +13,9 @@ import numpy as np
 
 import byzjax
 from byzjax.base import Aggregator
+from tests import promises, rules_catalogue, rules_clipped
 from tests import reference as ref
-from tests import rules_catalogue
+from tests.rules_catalogue import half
 
 
 class Rule(NamedTuple):
@@ -47,15 +47,12 @@ class Rule(NamedTuple):
     # f rows are out of all range.
     kappa: Callable[[int, int], float] | None = None  # The proven (f, κ)-robustness.
     frozen: bool = False  # Derivatives hold weights constant that are not.
+    promise: promises.Promise = promises.hull  # Where the result lies.
+    honest_row: Callable[[int], int] | None = None  # m → a row it has to trust.
 
     # For the tests.
     tolerance: float = 1e-5  # Relative to the size of the rows, in float32.
     extra: Callable[[Any], dict[str, Any]] = lambda updates: {}  # Extra arguments.
-
-
-def half(m: int) -> int:
-    """The largest f with m ≥ 2f + 1."""
-    return (m - 1) // 2
 
 
 def krum_most(m: int) -> int:
@@ -91,6 +88,7 @@ RULES: list[Rule] = [
         poison_proof=False,
         weighted=True,
         takes_f=False,
+        promise=promises.undefended,
     ),
     Rule(
         "median",
@@ -136,6 +134,7 @@ RULES: list[Rule] = [
         takes_f=False,
         kappa=ref.kappa_median,
         tolerance=1e-4,
+        promise=promises.geometric_median,
     ),
     Rule(
         'geometric_median(smoothing=0.1, num_iterations=3, init="zeros")',
@@ -149,6 +148,7 @@ RULES: list[Rule] = [
         takes_f=False,
         translation=False,
         scaling=False,
+        promise=promises.weiszfeld_from_zero(0.1, 3),
     ),
     Rule(
         'geometric_median(num_iterations=100, init="median")',
@@ -160,6 +160,7 @@ RULES: list[Rule] = [
         takes_f=False,
         kappa=ref.kappa_median,
         tolerance=1e-4,
+        promise=promises.descent_from_median,
     ),
     Rule(
         "krum",
@@ -170,6 +171,7 @@ RULES: list[Rule] = [
         constraint="m ≥ 2f + 3",
         cost="O(dm² + m² log m)",
         kappa=ref.kappa_krum,
+        promise=promises.krum(),
     ),
     Rule(
         "krum(num_neighbors=m-f-1)",
@@ -177,6 +179,7 @@ RULES: list[Rule] = [
         ref.krum(lambda m, f: m - f - 1),
         lambda m: half(m) if m > 1 else -1,
         variant=True,
+        promise=promises.krum(neighbors=lambda m, f: m - f - 1),
     ),
     Rule(
         "krum(squared=False)",
@@ -184,6 +187,7 @@ RULES: list[Rule] = [
         ref.krum(power=1),
         krum_most,
         variant=True,
+        promise=promises.krum(power=1),
     ),
     Rule(
         'krum(squared="twice")',
@@ -191,6 +195,7 @@ RULES: list[Rule] = [
         ref.krum(power=4),
         krum_most,
         variant=True,
+        promise=promises.krum(power=4),
     ),
     Rule(
         "multi_krum",
@@ -200,6 +205,7 @@ RULES: list[Rule] = [
         **BLANCHARD,
         constraint="m ≥ 2f + 3",
         cost="O(dm² + m² log m)",
+        promise=promises.krum(),
     ),
     Rule(
         "multi_krum(num_selected=2)",
@@ -207,6 +213,7 @@ RULES: list[Rule] = [
         ref.multi_krum(lambda m, f: 2),
         krum_most,
         variant=True,
+        promise=promises.krum(),
     ),
     Rule(
         "centered_clipping",
@@ -223,6 +230,7 @@ RULES: list[Rule] = [
         translation=False,
         scaling=False,
         hull=False,
+        promise=promises.centered_clipping(2.0, 3),
     ),
     Rule(
         "ctma(median)",
@@ -234,6 +242,7 @@ RULES: list[Rule] = [
         cost="base + O(dm + m log m)",
         weighted=True,
         kappa=ref.kappa_ctma(ref.kappa_median),
+        promise=promises.ctma(promises.hull),
     ),
     Rule(
         "ctma(geometric_median)",
@@ -244,6 +253,7 @@ RULES: list[Rule] = [
         variant=True,
         weighted=True,
         kappa=ref.kappa_ctma(ref.kappa_median),
+        promise=promises.ctma(promises.geometric_median),
     ),
     Rule(
         "nnm(median)",
@@ -254,6 +264,7 @@ RULES: list[Rule] = [
         breakdown="the base's",
         cost="base + O(dm²)",
         kappa=ref.kappa_nnm(ref.kappa_median),
+        promise=promises.nnm(promises.hull),
     ),
     Rule(
         "nnm(krum)",
@@ -263,6 +274,7 @@ RULES: list[Rule] = [
         **ALLOUAH,
         variant=True,
         kappa=ref.kappa_nnm(ref.kappa_krum),
+        promise=promises.nnm(promises.krum()),
     ),
     Rule(
         "ctma(nnm(median))",
@@ -272,6 +284,7 @@ RULES: list[Rule] = [
         **DAHAN,
         variant=True,
         kappa=ref.kappa_ctma(ref.kappa_nnm(ref.kappa_median)),
+        promise=promises.ctma(promises.nnm(promises.hull)),
     ),
     Rule(
         "nnm(ctma(geometric_median))",
@@ -281,6 +294,7 @@ RULES: list[Rule] = [
         **ALLOUAH,
         variant=True,
         kappa=ref.kappa_nnm(ref.kappa_ctma(ref.kappa_median)),
+        promise=promises.nnm(promises.ctma(promises.geometric_median)),
     ),
     Rule(
         "bucketing(median)",
@@ -293,6 +307,7 @@ RULES: list[Rule] = [
         cost="base + O(dm)",
         random=True,
         takes_f=False,
+        promise=promises.bucketing(promises.hull),
     ),
     Rule(
         "bucketing(krum)",
@@ -302,10 +317,11 @@ RULES: list[Rule] = [
         **BUCKETING,
         variant=True,
         random=True,
+        promise=promises.bucketing(promises.krum()),
     ),
 ]
 
-RULES += [Rule(**row) for row in rules_catalogue.ROWS]
+RULES += [Rule(**row) for row in (*rules_catalogue.ROWS, *rules_clipped.ROWS)]
 
 NAMES = [rule.name for rule in RULES]
 assert len(set(NAMES)) == len(NAMES), "every row of the table needs a name of its own"

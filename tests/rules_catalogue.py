@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import byzjax
+from tests import promises
 from tests import reference as ref
 from tests import reference_catalogue as cat
 
 
 def half(m: int) -> int:
+    """The largest f with m ≥ 2f + 1."""
     return (m - 1) // 2
 
 
@@ -46,12 +48,7 @@ def kappa_smea(m, f):
     return 4 * f / (m - f) * (1 + f / (m - 2 * f)) ** 2
 
 
-def kappa_arc(kappa):
-    return lambda m, f: kappa(m, f) + 2 * f / (m - 2 * f)
-
-
 SPECTRUM = dict(translation=True, frozen=True)
-CLIPPED = dict(translation=False, hull=False)
 
 ROWS: list[dict[str, Any]] = [
     dict(
@@ -62,6 +59,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Xie, Koyejo, Gupta 2018",
         arxiv="1802.10116",
         cost="O(dm log² m)",
+        promise=promises.around_the_middle,
     ),
     dict(
         name='meamed(even="lower")',
@@ -69,6 +67,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.meamed(ref.lower_median),
         most=half,
         variant=True,
+        promise=promises.around_the_middle,
     ),
     dict(
         name="phocas",
@@ -78,6 +77,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Xie, Koyejo, Gupta 2018",
         arxiv="1805.09682",
         cost="O(dm log² m)",
+        promise=promises.around_the_middle,
     ),
     dict(
         name="bulyan",
@@ -89,6 +89,7 @@ ROWS: list[dict[str, Any]] = [
         constraint="m ≥ 4f + 3",
         cost="O(dm² + m³)",
         permutation=False,  # In the last round two nearest neighbours tie.
+        promise=promises.bulyan,
     ),
     dict(
         name='bulyan(selection="once")',
@@ -96,6 +97,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.bulyan(repeated=False),
         most=quarter,
         variant=True,
+        promise=promises.bulyan,
     ),
     dict(
         name='bulyan(squared=False, even="lower")',
@@ -104,6 +106,7 @@ ROWS: list[dict[str, Any]] = [
         most=quarter,
         variant=True,
         permutation=False,  # In the last round two nearest neighbours tie.
+        promise=promises.bulyan,
     ),
     dict(
         name="monna",
@@ -115,6 +118,8 @@ ROWS: list[dict[str, Any]] = [
         breakdown="f/m, of an honest pivot",
         cost="O(dm²)",
         permutation=False,
+        promise=promises.tightest,
+        honest_row=lambda m: m // 2,
     ),
     dict(
         name="aksel",
@@ -123,6 +128,7 @@ ROWS: list[dict[str, Any]] = [
         most=half,
         paper="Boussetta, El Mhamdi, Guerraoui, Maurer, Rouault 2020",
         cost="O(dm log² m)",
+        promise=promises.aksel(),
     ),
     dict(
         name='aksel(num_selected=(m+1)//2, even="lower")',
@@ -130,6 +136,7 @@ ROWS: list[dict[str, Any]] = [
         oracle=cat.aksel(lambda m, f: (m + 1) // 2, ref.lower_median),
         most=half,
         variant=True,
+        promise=promises.aksel(lambda m, f: (m + 1) // 2),
     ),
     dict(
         name="medoid",
@@ -141,6 +148,7 @@ ROWS: list[dict[str, Any]] = [
         breakdown="⌊(m−1)/2⌋/m",
         cost="O(dm²)",
         takes_f=False,
+        promise=promises.medoid,
     ),
     dict(
         name="cge",
@@ -150,6 +158,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Gupta, Liu, Vaidya 2021",
         arxiv="2008.04699",
         translation=False,
+        promise=promises.short,
     ),
     dict(
         name="mda",
@@ -161,6 +170,7 @@ ROWS: list[dict[str, Any]] = [
         constraint="m ≥ 2f + 1, 10⁷ subsets",
         cost="O(dm² + m²·(m choose f))",
         permutation=False,  # Two subsets often share their widest pair.
+        promise=promises.tightest,
     ),
     dict(
         name="smea",
@@ -172,6 +182,7 @@ ROWS: list[dict[str, Any]] = [
         constraint="m ≥ 2f + 1, 5·10⁵ subsets",
         cost="O(dm² + m³·(m choose f))",
         kappa=kappa_smea,
+        promise=promises.least_spread(4),
     ),
     dict(
         name="caf",
@@ -184,6 +195,7 @@ ROWS: list[dict[str, Any]] = [
         # Amplifies rounding: 1e-7 in the rows moves its float64 oracle by 5e-5.
         tolerance=5e-4,
         **SPECTRUM,
+        promise=promises.least_spread(6),
     ),
     dict(
         name='caf(scale="positive")',
@@ -193,6 +205,7 @@ ROWS: list[dict[str, Any]] = [
         variant=True,
         tolerance=5e-4,
         **SPECTRUM,
+        promise=promises.least_spread(6),
     ),
     dict(
         name="dnc",
@@ -202,6 +215,7 @@ ROWS: list[dict[str, Any]] = [
         paper="Shejwalkar, Houmansadr 2021",
         cost="O(dm + subsample·m²·rounds)",
         random=True,
+        promise=promises.convex,
     ),
     dict(
         name="sign_majority",
@@ -216,6 +230,7 @@ ROWS: list[dict[str, Any]] = [
         translation=False,
         scaling=False,
         hull=False,
+        promise=promises.signs,
     ),
     dict(
         name="fltrust",
@@ -231,6 +246,7 @@ ROWS: list[dict[str, Any]] = [
         scaling=False,
         hull=False,
         extra=reference_of,
+        promise=promises.trusted,
     ),
     dict(
         name="foolsgold",
@@ -246,98 +262,6 @@ ROWS: list[dict[str, Any]] = [
         stateful=True,
         translation=False,
         tolerance=1e-4,
-    ),
-    dict(
-        name="signguard",
-        make=lambda m, f: byzjax.signguard(),
-        oracle=cat.signguard,
-        most=half,
-        paper="Xu, Huang, Song, Lan 2022",
-        arxiv="2109.05872",
-        constraint="m ≥ 1",
-        breakdown="none proven",
-        takes_f=False,
-        **CLIPPED,
-    ),
-    dict(
-        name="clipped_clustering",
-        make=lambda m, f: byzjax.clipped_clustering(),
-        oracle=cat.clipped_clustering,
-        most=half,
-        paper="Li, Ngai, Voigt 2023",
-        arxiv="2302.07173",
-        constraint="m ≥ 1",
-        breakdown="none proven",
-        cost="O(dm² + m³)",
-        takes_f=False,
-        stateful=True,
-        **CLIPPED,
-    ),
-    dict(
-        name='clipped_clustering(linkage="single")',
-        make=lambda m, f: byzjax.clipped_clustering(linkage="single"),
-        oracle=lambda rows, f: cat.clipped_clustering(rows, f, np.min),
-        most=half,
-        variant=True,
-        takes_f=False,
-        stateful=True,
-        **CLIPPED,
-    ),
-    dict(
-        name="flame(noise=0)",
-        make=lambda m, f: byzjax.flame(noise=0.0),
-        oracle=cat.flame,
-        most=half,
-        paper="Nguyen et al. 2022",
-        arxiv="2101.02281",
-        constraint="m ≥ 1",
-        breakdown="none proven",
-        cost="O(dm² + m³)",
-        takes_f=False,
-        **CLIPPED,
-    ),
-    dict(
-        name="clipping(median)",
-        make=lambda m, f: byzjax.clipping(byzjax.median(), 2.0),
-        oracle=cat.clipping(ref.median, 2.0),
-        most=half,
-        paper="Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan 2024",
-        arxiv="2405.14432",
-        constraint="max_norm > 0",
-        breakdown="the base's",
-        cost="base + O(dm)",
-        takes_f=False,
-        scaling=False,
-        **CLIPPED,
-    ),
-    dict(
-        name="clipping(krum)",
-        make=lambda m, f: byzjax.clipping(byzjax.krum(f), 2.0),
-        oracle=cat.clipping(ref.krum(), 2.0),
-        most=lambda m: (m - 3) // 2,
-        variant=True,
-        scaling=False,
-        **CLIPPED,
-    ),
-    dict(
-        name="arc(median)",
-        make=lambda m, f: byzjax.arc(byzjax.median(), f),
-        oracle=cat.arc(ref.median),
-        most=half,
-        paper="Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan 2024",
-        arxiv="2405.14432",
-        breakdown="the base's",
-        cost="base + O(dm)",
-        kappa=kappa_arc(ref.kappa_median),
-        **CLIPPED,
-    ),
-    dict(
-        name="nnm(arc(trimmed_mean))",
-        make=lambda m, f: byzjax.nnm(byzjax.arc(byzjax.trimmed_mean(f), f), f),
-        oracle=ref.nnm(cat.arc(ref.trimmed_mean)),
-        most=half,
-        variant=True,
-        kappa=ref.kappa_nnm(kappa_arc(ref.kappa_trimmed_mean)),
-        **CLIPPED,
+        promise=promises.convex,
     ),
 ]
