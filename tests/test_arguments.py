@@ -52,6 +52,7 @@ GIVEN = {
     "target": 1,
 }
 OTHERS = {
+    "cap_weights": {"weights": np.ones(4), "max_share": 0.5},
     "trainer": {"loss_fn": loss, "server": SGD, "attack": None, "aggregator": MEDIAN},
     "label_flip": {"labels": 1},
     "backdoor": {"labels": 1},
@@ -152,10 +153,14 @@ OF_NUMBERS = {
     "signguard": lambda x: byzjax.signguard(lower=x, upper=4 * x),
     "flame": lambda x: byzjax.flame(noise=x),
     "foolsgold": lambda x: byzjax.foolsgold(epsilon=x),
+    "geometric_median": lambda x: byzjax.geometric_median(
+        num_iterations=3, smoothing=x
+    ),
 }
 STATIC = {
-    "geometric_median smoothing": lambda x: byzjax.geometric_median(smoothing=x),
-    "geometric_median tolerance": lambda x: byzjax.geometric_median(tolerance=x),
+    "geometric_median tolerance": lambda x: byzjax.geometric_median(
+        num_iterations=3, tolerance=x
+    ),
     "dnc c": lambda x: byzjax.dnc(1, c=x),
 }
 STRENGTHS = {

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import jax.typing
+import numpy as np
 from jax import lax
 
 from byzjax import checks
@@ -39,23 +40,25 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
       >>> print(byzjax.cap_weights(counts, max_share=0.5) * 1e6)
       [100. 200. 100. 400.]
     """
-    checks.number("cap_weights", max_share=max_share, open_interval=True)
-    weights = jnp.asarray(weights)
-    if weights.ndim != 1:
+    share = checks.number(
+        "cap_weights", max_share=max_share, open_interval=True, static=True
+    )
+    shape = np.shape(weights)
+    if len(shape) != 1:
         raise ValueError(
-            f"cap_weights needs weights of shape (num_workers,), got {weights.shape}"
+            f"cap_weights needs weights of shape (num_workers,), got {shape}"
         )
-    m = weights.shape[0]
-    if not 1 <= m * max_share <= m:
+    (m,) = shape
+    if not 1 <= m * share <= m:
         raise ValueError(
             "cap_weights needs 1 / num_workers <= max_share <= 1, got "
             f"max_share={max_share} and num_workers={m}"
         )
     claimed = lift.checked_weights("cap_weights", weights, m)
     ordered = -jnp.sort(-claimed)
-    above = jnp.arange(m).astype(ordered.dtype) * max_share
+    above = jnp.arange(m).astype(ordered.dtype) * share
     rest = lax.cumsum(ordered, reverse=True)
-    caps = max_share * rest / jnp.where(above < 1, 1 - above, 1)
+    caps = share * rest / jnp.where(above < 1, 1 - above, 1)
     # The first cap that cuts as many as it was made for.
     fits = (caps >= ordered) & (above < 1) & (rest > 0)
     cut = jnp.minimum(claimed, caps[jnp.argmax(fits)])

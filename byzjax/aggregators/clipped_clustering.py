@@ -92,7 +92,8 @@ def clipped_clustering(
         history, rounds = history[:window], rounds[:window]
         history = jnp.where(rounds == cut, jnp.inf, history)
         count = jnp.minimum(state.count + m, window)
-        count -= jnp.sum((rounds == cut) & (np.arange(window) < count), dtype=jnp.int32)
+        left = jnp.arange(window, dtype=jnp.int32) < count
+        count -= jnp.sum((rounds == cut) & left, dtype=jnp.int32)
         ordered = jnp.sort(history)
         most = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
         most = most.astype(geometry.squared_norms.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.typing
 import numpy as np
 import optax
 from jax import lax
@@ -42,7 +43,7 @@ def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | N
     return None if weights is None else checked_weights(name, weights, m)
 
 
-def checked_weights(name: str, weights: jax.Array, m: int) -> jax.Array:
+def checked_weights(name: str, weights: jax.typing.ArrayLike, m: int) -> jax.Array:
     """`check_weights` of weights that are given."""
     # NumPy's keep their width until they are floats: 2**40 samples fit no int32.
     given = weights if isinstance(weights, jax.Array) else np.asarray(weights)
@@ -77,9 +78,10 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
 
         if weights is None:
             return without()
-        if jnp.shape(weights) != (checks.num_workers(updates),):
+        m = checks.num_workers(updates)
+        if np.shape(weights) != (m,):
             return weighted()  # Which refuses them by its name.
-        equal = jnp.all(checked_weights("weights", weights, len(weights)) == 1)
+        equal = jnp.all(checked_weights("weights", weights, m) == 1)
         return lax.cond(equal, without, weighted)
 
     return either

@@ -272,7 +272,7 @@ def test_links_in_the_wrong_places_are_refused():
             match = r"trainer.step needs the aggregate to have the structure and shapes"
             refused(match, trainer, trainer.init(PARAMS), at(0))
         trainer = make(server=byzjax.median())
-        match = r"the server's updates to have .* shapes \(3,\), got \(\)"
+        match = r"the server's updates to have .* shapes of \(3,\), got \(\)"
         refused(match, trainer, trainer.init(PARAMS), at(0))
 
 
