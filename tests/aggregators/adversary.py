@@ -166,8 +166,8 @@ def _parts(total, parts):
 
 # --- drawing descriptions -------------------------------------------------------------
 
-# Of the honest spread and its distance from zero, what each dtype holds well: of float32
-# with room for squares, which rules over the geometry need.
+# Of the honest spread and its distance from zero, what each dtype holds well; of
+# float32 with room for squares, which rules over the geometry need.
 SCALES = {"float16": (-2, 1.5), "float32": (-8, 8)}
 OFFSETS = {"float16": 2, "bfloat16": 2, "float32": 4}
 
