@@ -40,7 +40,8 @@ def cases():
         if name not in VARIANTS:
             yield case(name)
     for name in served(trials.PAIRS, 11):
-        if name.endswith(("(median))", "(geometric_median))")):
+        cut = name.startswith(("clipping", "arc"))
+        if name.endswith("(median))" if cut else ("(median))", "(geometric_median))")):
             yield case(name, 11)
     for name in served(trials.SUBJECTS, 11):
         if trials.SUBJECTS[name].weighted and name not in VARIANTS:

@@ -140,10 +140,12 @@ def _edge(s):
         return s.center + s.rng.choice(MULTIPLES) * s.spread * beyond * s.direction
     m = len(s.honest) + s.f
     ends = [s.largest, s.largest / m, s.largest / 2, s.largest**0.5, s.tiny**0.5]
+    # Infinity times a zero of the direction would be no number.
+    sizes = np.minimum(s.rng.choice(ends) * beyond, s.largest)
     if kind == 2:
-        return s.rng.choice(ends) * beyond * s.direction
+        return sizes * s.direction
     sides = s.rng.choice([-1.0, 1.0], size=(s.f, len(s.center)))
-    return s.rng.choice(ends) * beyond * sides
+    return sizes * sides
 
 
 def _not_finite(s):
