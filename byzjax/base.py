@@ -165,7 +165,9 @@ class Attack(optax.GradientTransformationExtraArgs):
                 own = as_arrays(own)
             sent, after = forge(honest, own, state, num_byzantine=f, **extra)
             # A bad batch of one honest worker is no reason to lose what was learnt.
-            return sent, kept(stays_finite(after, state), after, state)
+            if jax.tree.structure(after) == jax.tree.structure(state):
+                after = kept(stays_finite(after, state), after, state)
+            return sent, after
 
         self = super().__new__(cls, init, update)
         self.forge = checked_forge

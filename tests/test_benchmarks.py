@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks import picture, report, rules
+from benchmarks import report
 from benchmarks.apart import Call, Process, turn
 
 PAUSE = 0.2
@@ -94,20 +94,3 @@ def test_a_call_that_cannot_be_made_is_an_error():
             time.sleep(0.01)
         with pytest.raises(RuntimeError, match="takes 0 positional arguments"):
             there.turn()
-
-
-def test_the_page_shows_what_was_measured(tmp_path):
-    """Table and picture of the README are those of the committed numbers."""
-    data = picture.measured()
-    named = [name for names in picture.FAMILIES.values() for name in names]
-    assert sorted(named) == sorted(rules.RULES)
-    for device in ("cpu", "gpu"):
-        found = {record["rule"] for record in data[device]["rules"]}
-        assert found == {*picture.BESIDE, *named}
-        assert {"machine", "versions", "command"} <= set(data[device]["source"])
-    page = (pathlib.Path(picture.__file__).parent / "README.md").read_text("utf-8")
-    rows = [x for x in picture.table(data).splitlines() if x.startswith("|")]
-    assert len(rows) == 2 + len(named) + len(picture.BESIDE)
-    assert [row for row in rows if row not in page] == []
-    picture.draw(data, tmp_path / "rules.png")
-    assert (tmp_path / "rules.png").read_bytes().startswith(b"\x89PNG")

@@ -6,8 +6,8 @@ import byzjax
 from tests import catalogue_page, rules
 
 NO_RULES = {
-    *("anytime", "authors_beta", "authors_mixing", "influence", "momentum"),
-    *("mu2sgd", "mu2sgd_authors", "storm", "trainer", "with_key"),
+    *("anytime", "authors_beta", "authors_mixing", "cap_weights", "influence"),
+    *("momentum", "mu2sgd", "mu2sgd_authors", "storm", "trainer", "with_key"),
 }
 
 

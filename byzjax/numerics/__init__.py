@@ -8,8 +8,12 @@ A rule's author calls two modules, and nothing behind them:
   weigh the workers; `weighted_sum`, `mix`, `scale` and `along_workers` make rows of
   rows; `column_sums` and `squared_distances_to_tree` measure them.
 
-Which way goes by size and device is chosen in one function for each operation, whose
-docstring has the sizes: `order.order_statistics` (network, words of bits, counting),
+Small helpers beside them: `order.take`, `row_sum`, `reduce_rows`, `without_slivers`;
+`stacked.normalized`, `root`, `over`, `point`, `product`, `total`, `flat_rows`.
+
+Which way an operation takes by size and device is said in its docstring and decided in
+its module: `order.order_statistics` (network, words of bits, counting; above 64 rows
+`nearest_mean`, `trimmed_mean`, `take` and `stacked.along_workers` go by blocks too),
 `_gram.centered_gram` (pairs, products, a GPU's kernel), `stacked.mix` and
 `stacked.weighted_sum` (row by row, product, groups), and `_columns` for how all of them
 cut the columns into blocks.

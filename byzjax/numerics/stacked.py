@@ -126,7 +126,10 @@ def weighted_sum(
 ) -> base.Tree:
     """Σ weights_i x_i, plus what the weights lack to one times the origin.
 
-    A row of weight zero is not read into the sum at all.
+    A row of weight zero is not read into the sum at all. Up to 64 rows, or weights that
+    are not zero, are added up row by row in one pass; more rows eight at a time, in a
+    program that does not grow with them: the mean of 128 by 10^5 takes 1.1 ms on two
+    CPU cores so, 2.4 as a product (see docs/performance.md).
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.
@@ -195,6 +198,12 @@ def mix(
     reduce: Callable[[jax.Array], jax.Array] | None = None,
 ) -> base.Tree:
     """The stack y = `matrix` x of n rows, or `reduce` of it, which is then not formed.
+
+    Means that list at most 256 rows in all are read row by row into what reduces them,
+    one pass: `nnm(median)` of 17 by 10^6 takes 14 ms on two CPU cores so, 24 else.
+    Otherwise blocks of columns are products. What reduces more than 64 means, or more
+    than 32 rows of a product, is compiled once for all leaves, in a loop over blocks
+    (see docs/performance.md).
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.
