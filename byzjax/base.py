@@ -1,4 +1,4 @@
-"""The two protocols of the library, `Aggregator` and `Attack`, and their checks.
+"""The two protocols of the library, `Aggregator` and `Attack`, and what both share.
 
 A *stacked tree* is a pytree of floating-point arrays whose every leaf starts with the
 worker axis, `[m, ...]`. An attack maps stacked to stacked, an aggregator maps stacked
@@ -238,6 +238,12 @@ def stack_rows(first: Tree, second: Tree, owner: str, what: str) -> Tree:
         return jnp.concatenate(rows).reshape(len(a) + len(b), *a.shape[1:])
 
     return jax.tree.map(stack, first, second)
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    found = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 
 def stays_finite(new: Tree, old: Tree) -> jax.Array:

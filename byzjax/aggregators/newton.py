@@ -15,6 +15,7 @@ from byzjax.numerics import stacked
 # row than that, z is taken for the row.
 _SHORT = 1e-5
 _MET = 1e-6
+# Of the way to the nearest row: a shorter step is taken whole.
 _NEAR = 0.1
 # When its equations are solved, by conjugate gradients.
 _RESIDUAL = 1e-4
@@ -39,8 +40,28 @@ class _Place(NamedTuple):
 
 
 @jax.custom_jvp
-def minimum(geometry, prior):
+def minimum(geometry: stacked.Geometry, prior: jax.Array) -> jax.Array:
     """Weights [m] of the point of least Σ prior_i ‖x_i − z‖."""
+    return _found(geometry, prior)[0]
+
+
+@minimum.defjvp
+def _minimum_jvp(primals, tangents):
+    # That of a last step of Newton's from where z is, which there is exact.
+    shares, is_row = _found(*primals)
+
+    def last_step(geometry, prior):
+        best = jnp.argmax(shares)
+        spread = _middle_distance(geometry.squared_distances[best], prior)
+        place = _place(geometry, shares, best, lax.stop_gradient(spread))
+        return _changes(place, _direction(place, prior)[0])
+
+    moved = jax.jvp(last_step, primals, tangents)[1]
+    return shares, jnp.where(is_row, 0, moved)  # A row that is the minimum stays so.
+
+
+def _found(geometry, prior):
+    """The weights [m] of `minimum`, and whether the best row is it."""
     sums = geometry.summed_distances(prior)
     best = jnp.argmin(sums)
     spread = _middle_distance(geometry.squared_distances[best], prior)
@@ -78,24 +99,8 @@ def minimum(geometry, prior):
     # Rows with as small a sum, such as the middle two on a line, share the answer.
     blur = 4 * jnp.finfo(prior.dtype).eps * jnp.sum(prior) * spread
     ties = stacked.normalized((sums <= sums[best] + blur).astype(prior.dtype))
-    return jnp.where(jnp.any(shares == 1), ties, shares)
-
-
-@minimum.defjvp
-def _minimum_jvp(primals, tangents):
-    # That of a last step of Newton's from where z is, which there is exact.
-    shares = minimum(*primals)
-
-    def last_step(geometry, prior):
-        best = jnp.argmax(shares)
-        spread = _middle_distance(geometry.squared_distances[best], prior)
-        place = _place(geometry, shares, best, lax.stop_gradient(spread))
-        return _changes(place, _direction(place, prior)[0])
-
-    moved = jax.jvp(last_step, primals, tangents)[1]
-    # Rows that are the minimum stay so.
-    at_rows = jnp.sum((shares > 0).astype(shares.dtype)) * jnp.max(shares) == 1
-    return shares, jnp.where(at_rows, 0, moved)
+    is_row = jnp.all(shares == row)  # From where z never went.
+    return jnp.where(is_row, ties, shares), is_row
 
 
 def _middle_distance(squares, weights):

@@ -136,7 +136,8 @@ class Geometry(NamedTuple):
           matrix: `[n, m]`; rows may sum to less than one, the rest is at the origin.
 
         Returns:
-          Geometry of n workers. y_i is finite if all rows that enter it are.
+          Geometry of n workers. y_i is finite if all rows that enter it are, unless
+          these are far ones that cancel.
         """
         finite = self.mixed_finite(matrix)
         rest = 1 - jnp.sum(matrix, axis=1)

@@ -53,7 +53,7 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
             prev_params=state.prev_params,
         )
         # A bad batch costs a worker this step, and not what it remembers.
-        good = base.stays_finite((grads, message), (state.params, state.params))
+        good = base.all_finite((grads, message))
         worker_state = base.kept(good, after, worker_state)
         return Messages(loss, new, message, worker_state)
 

@@ -70,6 +70,24 @@ def test_no_minority_moves_it_from_its_place(m, d, size):
         assert np.linalg.norm(got - expected) <= (1e-4 if m < 500 else 4e-4) * spread
 
 
+def test_derivatives_where_all_rows_count_alike():
+    """Equal weights are no sign of a row: at the centre of a triangle they move."""
+    turns = 2 * np.pi * np.arange(3) / 3
+    rows = jnp.asarray(np.stack([np.cos(turns), np.sin(turns)], axis=1), jnp.float32)
+    got = jax.jacobian(byzjax.geometric_median().aggregate)(rows)
+    h = 1e-2
+    for i in range(3):
+        for k in range(2):
+            step = np.zeros((3, 2))
+            step[i, k] = h
+            ahead, back = (
+                ref.geometric_median(np.float64(rows) + s * step) for s in (1, -1)
+            )
+            np.testing.assert_allclose(
+                got[:, i, k], (ahead - back) / (2 * h), atol=2e-3
+            )
+
+
 def test_the_middle_of_an_even_number_on_a_line():
     """All between the middle two is a minimum; they count alike."""
     got = byzjax.geometric_median().aggregate(jnp.asarray([[4.0], [0.0], [9.0], [1.0]]))

@@ -19,7 +19,8 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
 
     **Guarantee.** For sδ < 1/2, the spread that the base sees shrinks by s while its
     Byzantine fraction grows to at most sδ (Karimireddy et al. 2022). A bucket with a
-    row that is not finite is not finite, and the base treats it as an outlier. O(dm).
+    row that is not finite is not finite, and the base treats it as an outlier; over a
+    geometric base so is one of far rows that cancel. O(dm).
 
     Args:
       rule: the base aggregator.
