@@ -40,6 +40,8 @@ def cases():
         if name not in VARIANTS:
             yield case(name)
     for name in served(trials.PAIRS, 11):
+        # Over a geometric median that they cut rows for, draws of equal honest rows
+        # 10^4 from zero still break it: the exploration has these pairs.
         cut = name.startswith(("clipping", "arc"))
         if name.endswith("(median))" if cut else ("(median))", "(geometric_median))")):
             yield case(name, 11)
