@@ -20,17 +20,19 @@ def stack(poison):
     return jnp.asarray(rows)
 
 
-@pytest.mark.parametrize("poison", [np.inf, np.nan, 1e17, 3e38])
 @pytest.mark.parametrize("rule", WEIGHTED, ids=lambda rule: rule.name)
-def test_equal_weights_are_none(rule, poison):
+def test_equal_weights_are_none(rule):
     """Bit for bit, whatever they are; an iteration to how two programs round."""
     rounding = 1e-5 if "geometric_median" in rule.name else 0
-    made, rows = rule.make(M, min(F, rule.most(M))), stack(poison)
-    want = jax.jit(made.aggregate)(rows)
+    made = rule.make(M, min(F, rule.most(M)))
+    plain = jax.jit(made.aggregate)
     weighted = jax.jit(lambda rows, w: made.aggregate(rows, weights=w))
-    for weight in (1.0, 0.1, 7.0, 1e-30, 1e30):
-        got = weighted(rows, jnp.full((M,), weight))
-        np.testing.assert_allclose(got, want, rtol=0, atol=rounding)
+    for poison in (np.inf, np.nan, 1e17, 3e38):
+        rows = stack(poison)
+        want = plain(rows)
+        for weight in (1.0, 0.1, 7.0, 1e-30, 1e30):
+            got = weighted(rows, jnp.full((M,), weight))
+            np.testing.assert_allclose(got, want, rtol=0, atol=rounding)
 
 
 ROBUST = {
@@ -41,9 +43,8 @@ ROBUST = {
 }
 
 
-@pytest.mark.parametrize("poison", [np.inf, 1e17])
 @pytest.mark.parametrize("name", ROBUST)
-def test_what_weights_cut_stays_out(name, poison):
+def test_what_weights_cut_stays_out(name):
     """Attackers hold the share that is cut, up to how their weights are rounded."""
     run = jax.jit(lambda rows, w: ROBUST[name].aggregate(rows, weights=w))
     for seed in range(20):
@@ -52,8 +53,9 @@ def test_what_weights_cut_stays_out(name, poison):
         theirs = rng.uniform(0.1, 1, F)
         theirs *= F / (M - F) * honest.sum() / theirs.sum()  # f/m of the total.
         weights = jnp.asarray(np.concatenate([honest, theirs]), jnp.float32)
-        got = np.asarray(run(stack(poison), weights))
-        assert np.all(np.abs(got) < 10), got
+        for poison in (np.inf, 1e17):
+            got = np.asarray(run(stack(poison), weights))
+            assert np.all(np.abs(got) < 10), got
 
 
 @given(
