@@ -78,10 +78,13 @@ def bulyan(
             chosen = _repeated_krum(distances, f, count, squared)
         chosen = jnp.sort(chosen)  # Of values equally far the lowest row's is taken.
 
-        def reduce(rows):
-            kept = order.take(rows, chosen)
+        @order.summable
+        def around_median(kept):
             center = order.middle(kept, even=even)
             return order.nearest_mean(kept, center, count - 2 * f)
+
+        def reduce(rows):
+            return around_median(order.take(rows, chosen))
 
         return stacked.along_workers(reduce, updates), state
 

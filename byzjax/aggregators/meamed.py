@@ -46,4 +46,4 @@ def meamed(num_byzantine: int, *, even: str = "midpoint") -> Aggregator:
         return order.nearest_mean(rows, center, rows.shape[0] - f)
 
     check = checks.minority("meamed", f)
-    return lift.coordinatewise("meamed", reduce, check=check)
+    return lift.coordinatewise("meamed", order.summable(reduce), check=check)

@@ -42,4 +42,4 @@ def phocas(num_byzantine: int) -> Aggregator:
         return order.nearest_mean(rows, center, rows.shape[0] - f)
 
     check = checks.minority("phocas", f)
-    return lift.coordinatewise("phocas", reduce, check=check)
+    return lift.coordinatewise("phocas", order.summable(reduce), check=check)

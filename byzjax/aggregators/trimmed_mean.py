@@ -47,7 +47,7 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
 
     return lift.coordinatewise(
         "trimmed_mean",
-        reduce,
+        order.summable(reduce),
         check=checks.minority("trimmed_mean", f),
         weighted=True,
     )

@@ -12,6 +12,9 @@ from jax import lax
 
 from byzjax.numerics._gram import LARGEST_SQUARE, distances_in, product
 
+# A squared length that is no more than this many times its rounding is not known.
+_CANCELS = 100
+
 
 class Geometry(NamedTuple):
     """Where the workers' rows lie relative to each other.
@@ -155,7 +158,7 @@ class Geometry(NamedTuple):
         rounding = product(jnp.square(matrix), jnp.diagonal(self.gram)[:-1])
         rounding *= jnp.finfo(gram.dtype).eps
         middle = jnp.sort(jnp.where(finite, squares, jnp.inf))[squares.shape[0] // 2]
-        finite &= rounding <= middle
+        finite &= (rounding <= middle) | (squares > _CANCELS * rounding)
         distances = distances_in(gram)
         return masked(gram, distances[:-1, -1], distances[:-1, :-1], finite)
 

@@ -6,7 +6,7 @@ whole columns. NaN is ordered as +inf everywhere.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ __all__ = [
     "order_statistics",
     "reduce_rows",
     "row_sum",
+    "summable",
     "take",
     "trimmed_mean",
     "weighted_median",
@@ -104,6 +105,24 @@ def _by_bits_jvp(ranks, primals, tangents):
     return values, [moved(value) for value in values]
 
 
+def summable(reduce: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same function of rows `[m, ...]`, whose sums then stay in range.
+
+    For one that commutes with a factor: it is given all rows over a power of two, which
+    is exact, so that a sum of the largest is finite as their mean is.
+    """
+
+    def in_range(rows, *weights):
+        m = rows.shape[0]
+        unit = jnp.asarray(2.0 ** m.bit_length(), rows.dtype)
+        # One by one where a network is to follow, as in `take`.
+        few = m <= NETWORK_LIMIT
+        rows = jnp.stack([row / unit for row in rows]) if few else rows / unit
+        return reduce(rows, *weights) * unit
+
+    return in_range
+
+
 def middle(rows: jax.Array, *, even: str = "midpoint") -> jax.Array:
     """The median along axis 0; for an even number the midpoint or the lower middle."""
     m = rows.shape[0]
@@ -139,7 +158,8 @@ def mark_nearest(distances: jax.Array, count: int) -> jax.Array:
 def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
     """Per coordinate the mean of the `count` values nearest `center`.
 
-    Of values equally far the lowest rows are taken, exactly `count` in all.
+    Of values equally far the lowest rows are taken, exactly `count` in all. For rows
+    and a centre that are `summable`.
 
     Args:
       rows: `[m, ...]`, floating point.
@@ -165,13 +185,12 @@ def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
         row, distance = item
         tie = (distance == threshold) & (free > 0)
         free = free - jnp.where(tie, one, zero)
-        kept = jnp.where((distance < threshold) | tie, row * scale, zero)
+        kept = jnp.where((distance < threshold) | tie, row, zero)
         return total + kept, free
 
-    scale = _scale_of_sums(2 * larger(jnp.abs(center), threshold), m)
     closer = functools.reduce(count_closer, distances, zero)
     items = zip([rows[i] for i in range(m)], distances, strict=True)
-    return functools.reduce(add, items, (zero, count - closer))[0] / count / scale
+    return functools.reduce(add, items, (zero, count - closer))[0] / count
 
 
 def _gap(rows, center):
@@ -187,7 +206,7 @@ def _nearest_of_many(rows, center, count):
         return sum_of_rows(chosen.astype(rows.dtype))
 
     def mean(chosen):
-        return sum_of_rows(jnp.where(chosen, rows * scale[None], 0)) / count / scale
+        return sum_of_rows(jnp.where(chosen, rows, 0)) / count
 
     def lowest():
         closer, tie = distances < threshold[None], distances == threshold[None]
@@ -195,41 +214,30 @@ def _nearest_of_many(rows, center, count):
         place = jnp.cumsum(tie.astype(rows.dtype), axis=0)
         return mean(closer | (tie & (place <= free[None])))
 
-    scale = _scale_of_sums(2 * larger(jnp.abs(center), threshold), rows.shape[0])
     near = distances <= threshold[None]
     exactly = jnp.all(number(near) == count)
     return lax.cond(exactly, lambda: mean(near), lowest)
 
 
 def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
-    """The mean along axis 0 of all but the `trim` smallest and `trim` largest."""
+    """The mean along axis 0 of all but the `trim` smallest and `trim` largest.
+
+    For rows that are `summable`.
+    """
     m = rows.shape[0]
     if m <= NETWORK_LIMIT:
         kept = order_statistics(rows, range(trim, m - trim))
-        scale = _scale_of_sums(larger(-kept[0], kept[-1]), m)
-        return row_sum([value * scale for value in kept]) / len(kept) / scale
+        return row_sum(kept) / len(kept)
     low, high = order_statistics(rows, [trim, m - trim - 1])
     # What is gone counts as `low` or `high`, `trim` times each, and is taken off again:
     # as distances from that of their range which is nearest to zero, so that little is.
     near = lax.stop_gradient(larger(smaller(jnp.zeros_like(low), high), low))
-    scale = _scale_of_sums(larger(-low, high), m)
-
-    def distance(values):
-        return (values - near) * scale
-
     below = jnp.where(rows < high[None], rows, high[None])  # NaN is `high`.
     inside = jnp.where(below > low[None], below, low[None])
-    total = sum_of_rows(jax.vmap(distance)(inside))
-    rest = (total - trim * (distance(low) + distance(high))) / (m - 2 * trim)
+    total = sum_of_rows(inside - near[None])
+    rest = (total - trim * ((low - near) + (high - near))) / (m - 2 * trim)
     finite = jnp.isfinite(low) & jnp.isfinite(high)
-    return jnp.where(finite, near + rest / scale, low + high)
-
-
-def _scale_of_sums(most, m):
-    """A power of two with which m values of a size up to `most` can be added up."""
-    huge = most > jnp.finfo(most.dtype).max / m
-    small = jnp.asarray(0.5 ** m.bit_length(), most.dtype)
-    return lax.stop_gradient(jnp.where(huge, small, 1))
+    return jnp.where(finite, near + rest, low + high)
 
 
 def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:

@@ -250,10 +250,14 @@ def _means(sizes, x, members, finite):
     Read row by row: what reduces them fuses with them into one pass.
     """
     x = x.astype(accumulator_dtype(x.dtype))
+    # Sums of finite rows are finite over a power of two. It is no constant: XLA would
+    # take one out of the sum again.
+    unit = jnp.asarray(2.0 ** max(sizes).bit_length(), x.dtype)
+    shares = jnp.where(finite, 1 / unit, jnp.nan)
 
     def mean(i):
         rows = order.take(x, members[i, : sizes[i]])
-        return jnp.where(finite[i], row_sum(list(rows)) / sizes[i], jnp.nan)
+        return row_sum([row * shares[i] for row in rows]) / sizes[i] * unit
 
     return jnp.stack([mean(i) for i in range(len(sizes))])
 

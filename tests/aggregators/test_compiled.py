@@ -114,7 +114,7 @@ def test_programs_of_many_workers_are_bounded(name):
     )
     assert most < 2 * many
     assert most < 3.5 * few
-    assert more <= most
+    assert more <= 1.1 * most  # Sums in pairs grow with the logarithm.
 
 
 @pytest.mark.parametrize("name", ["median", "geometric_median", "ctma(median)"])
