@@ -61,7 +61,7 @@ def aksel(
                 f"and num_workers={m}"
             )
         center, _ = median.update(updates, optax.EmptyState())
-        distances = stacked.squared_distances_to_tree(updates, center)
+        distances = stacked.distances_to_tree(updates, center)
         shares = order.mark_nearest(distances, count) / count
         shares = jnp.where(jnp.isfinite(distances), shares, 0)
         return stacked.weighted_sum(updates, shares, at_most=count), state

@@ -64,21 +64,21 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
         lift.refuse_weights("centered_clipping", weights)
         m = checks.num_workers(updates)
 
-        def clip(squared):
-            reach = jnp.asarray(radius, squared.dtype)
-            inside = squared <= reach**2
-            far = reach / jnp.sqrt(jnp.where(inside, 1, squared))
+        def clip(distances):
+            reach = jnp.asarray(radius, distances.dtype)
+            inside = distances <= reach
+            far = stacked.over(reach, jnp.where(inside, 1, distances))
             return jnp.where(inside, 1, far)
 
         if num_iterations == 1:  # Distances between rows are not needed.
-            squared = stacked.squared_distances_to_tree(updates, state.center)
-            shares = clip(squared) / m
+            shares = clip(stacked.distances_to_tree(updates, state.center)) / m
         else:
             # Around v itself, so the weights are of x_i − v and the rest stays at v.
             geometry = stacked.geometry(updates, origin=state.center)
 
             def step(_, shares):
-                kept = clip(geometry.squared_distances_to(shares))
+                squares = geometry.squared_distances_to(shares)
+                kept = clip(stacked.root(squares) * geometry.unit)
                 return shares * (1 - jnp.sum(kept) / m) + kept / m
 
             start = jnp.zeros((m,), geometry.gram.dtype)

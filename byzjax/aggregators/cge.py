@@ -41,7 +41,7 @@ def cge(num_byzantine: int) -> Aggregator:
 
     def weigh(geometry):
         count = geometry.num_workers - f
-        return order.mark_nearest(geometry.squared_norms, count) / count
+        return order.mark_nearest(geometry.norms, count) / count
 
     check = checks.minority("cge", f)
     return lift.geometric(

@@ -96,7 +96,7 @@ def clipped_clustering(
         count -= jnp.sum((rounds == cut) & left, dtype=jnp.int32)
         ordered = jnp.sort(history)
         most = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-        most = most.astype(geometry.squared_norms.dtype)
+        most = most.astype(geometry.norms.dtype)
         if max_norm is not None:
             most = jnp.minimum(most, jnp.asarray(max_norm, most.dtype))
         labels = _two_clusters(geometry.cosine_distances(), geometry.finite, linkage)

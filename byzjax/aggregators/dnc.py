@@ -11,6 +11,9 @@ from byzjax.aggregators import lift
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import order, stacked
 
+# Rows so much longer than most are outliers.
+_FARTHEST = 1e18
+
 
 def dnc(
     num_byzantine: int,
@@ -81,10 +84,12 @@ def dnc(
             )
         rows = [stacked.flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
         rows = lax.stop_gradient(rows)
-        finite = lax.stop_gradient(stacked.norms(updates).finite)
+        geometry = jax.tree.map(lax.stop_gradient, stacked.norms(updates))
+        # Squares of the others could not be added up.
+        finite = geometry.norms < _FARTHEST * geometry.unit
 
         def step(kept, key):
-            gram = _sampled_gram(rows, finite, subsample, key)
+            gram = _sampled_gram(rows, finite, geometry.unit, subsample, key)
             size = jnp.max(jnp.abs(gram))
             vectors = jnp.linalg.eigh(stacked.over(gram, size), symmetrize_input=False)[
                 1
@@ -102,7 +107,7 @@ def dnc(
     return Aggregator(optax.init_empty_state, update)
 
 
-def _sampled_gram(rows, finite, count, key):
+def _sampled_gram(rows, finite, unit, count, key):
     """The Gram matrix [m, m] of the rows, centred, in coordinates drawn at random."""
     total = sum(x.shape[1] for x in rows)
     if not total:
@@ -127,6 +132,7 @@ def _sampled_gram(rows, finite, count, key):
         seen = jnp.asarray(x)[:, jnp.clip(at, 0, end - begin - 1)]
         seen = seen.astype(accumulator_dtype(x.dtype))
         seen = jnp.where(finite[:, None] & inside[None, :], seen, 0)
+        seen = seen * stacked.inverse(unit).astype(seen.dtype)
         share = stacked.normalized(finite.astype(seen.dtype))
         mean = jnp.matmul(share, seen, precision=lax.Precision.HIGHEST)
         seen = jnp.where(finite[:, None], seen - mean[None, :], 0)

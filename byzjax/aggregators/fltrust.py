@@ -46,15 +46,14 @@ def fltrust() -> Aggregator:
         lift.refuse_weights("fltrust", weights)
         checks.num_workers(updates)
         _check_reference(updates, reference)
-        geometry = stacked.norms(updates)
-        products, length = _products(updates, reference)
-        length = stacked.root(length)
-        norms = geometry.norms
-        usable = geometry.finite & (norms > 0) & (length > 0)
-        safe = jnp.where(usable, norms * length, 1)
-        trust = jnp.where(usable, jnp.maximum(products / safe, 0), 0)
-        scale = jnp.where(usable, length / jnp.where(usable, norms, 1), 0)
-        shares = stacked.normalized(trust) * scale
+        norms, length = stacked.norms(updates).norms, stacked.norm(reference)
+        usable = (norms > 0) & (norms < jnp.inf) & (length > 0) & (length < jnp.inf)
+        norms = jnp.where(usable, norms, 1)
+        scale = jnp.where(usable, length / norms, 0)
+        usable &= scale < jnp.inf  # So short a row cannot be made as long as r.
+        cosines = _cosines(updates, norms, reference, length)
+        trust = jnp.where(usable, jnp.maximum(cosines, 0), 0)
+        shares = stacked.normalized(trust) * jnp.where(usable, scale, 0)
         return stacked.weighted_sum(updates, shares), state
 
     return Aggregator(optax.init_empty_state, update)
@@ -81,13 +80,20 @@ def _check_reference(updates, reference):
         )
 
 
-def _products(updates, reference):
-    """⟨x_i, r⟩ [m], with entries that are not finite left out, and ‖r‖²."""
+def _cosines(updates, norms, reference, length):
+    """cos(x_i, r) [m], with entries that are not finite left out.
+
+    Over powers of two, as products of what is in range may not be.
+    """
+    inverses, inverse = (
+        stacked.inverse(stacked.power_of_two(size)) for size in (norms, length)
+    )
 
     def terms(x, r):
         dtype = accumulator_dtype(x.dtype)
-        x, r = x.astype(dtype), r.astype(dtype)
-        x = jnp.where(jnp.isfinite(x), x, 0)
-        return x * r[None], r * r
+        x = jnp.where(jnp.isfinite(x), x, 0).astype(dtype)
+        x = x * inverses.astype(dtype)[:, None]
+        return x * (r.astype(dtype) * inverse.astype(dtype))[None]
 
-    return stacked.column_sums(terms, updates, reference)
+    products = stacked.column_sums(terms, updates, reference)
+    return products / ((norms * inverses) * jnp.where(length > 0, length * inverse, 1))

@@ -296,5 +296,5 @@ def clipped_mean(
     member: jax.Array, geometry: stacked.Geometry, max_norm: jax.Array
 ) -> jax.Array:
     """Weights [m] of the mean of the members, each clipped to a norm of `max_norm`."""
-    member = member.astype(geometry.squared_norms.dtype)
+    member = member.astype(geometry.norms.dtype)
     return stacked.normalized(member) * geometry.clip_factors(max_norm)

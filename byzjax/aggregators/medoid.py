@@ -32,7 +32,7 @@ def medoid() -> Aggregator:
     """
 
     def weigh(geometry):
-        ones = jnp.ones_like(geometry.squared_norms)
+        ones = jnp.ones_like(geometry.norms)
         sums = jax.lax.stop_gradient(geometry.summed_distances(ones))
         return order.mark_nearest(sums, 1)
 

@@ -53,10 +53,10 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
                 f"num_workers={m}"
             )
 
-    def shares(squared_distances):
-        count = squared_distances.shape[0] - f
-        chosen = order.mark_nearest(squared_distances, count) / count
-        return jnp.where(jnp.isfinite(squared_distances), chosen, 0)
+    def shares(distances):
+        count = distances.shape[0] - f
+        chosen = order.mark_nearest(distances, count) / count
+        return jnp.where(jnp.isfinite(distances), chosen, 0)
 
     def weigh(geometry):
         return shares(geometry.squared_distances[pivot])
@@ -65,8 +65,8 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
         m = checks.num_workers(updates)
         check(m)
         lift.refuse_weights("monna", weights)
-        squared = stacked.squared_distances_to_row(updates, pivot)
-        return stacked.weighted_sum(updates, shares(squared), at_most=m - f), state
+        distances = stacked.distances_to_row(updates, pivot)
+        return stacked.weighted_sum(updates, shares(distances), at_most=m - f), state
 
     # By itself it needs the distances to one row only; composed, the geometry is there.
     geometric = lift.geometric("monna", weigh, check=check)

@@ -1,5 +1,7 @@
 """Gradient ascent through the rule itself."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import jax.typing
@@ -70,8 +72,7 @@ def adaptive(
         mu = lift.mean(honest)
 
         def harm(sent):
-            away = search.gaps(aggregated(sent)[0], mu)
-            return stacked.total([jnp.sum(gap * gap) for gap in jax.tree.leaves(away)])
+            return stacked.norm(search.gaps(aggregated(sent)[0], mu))
 
         def ascend(_, carry):
             sent, best, most = carry
@@ -82,7 +83,7 @@ def adaptive(
             gradient = jax.tree.map(
                 lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient
             )
-            length = lift.norm(gradient)
+            length = stacked.norm(gradient)
             pace = radius / jnp.where(length > 0, length, 1).astype(radius.dtype)
             sent = jax.tree.map(
                 lambda b, g: b + lift.number(pace, g) * g, sent, gradient
@@ -91,12 +92,9 @@ def adaptive(
 
         begun, after = forged(begin)
         begun = jax.tree.map(lift.wide, begun)
-        squares = [
-            jnp.sum((lift.wide(x) - c[None]) ** 2)
-            for x, c in zip(jax.tree.leaves(honest), jax.tree.leaves(mu), strict=True)
-        ]
-        variance = stacked.total(squares) / checks.num_workers(honest)
-        radius = jnp.sqrt(variance * checks.num_workers(begun))
+        spread = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, mu)
+        share = checks.num_workers(begun) / checks.num_workers(honest)
+        radius = stacked.norm(spread) * math.sqrt(share)
         radius = radius * jnp.asarray(step).astype(radius.dtype)
         least = jnp.asarray(-jnp.inf, radius.dtype)
         # One pass more than steps: what the last step led to is tried as well.

@@ -47,12 +47,12 @@ def anti_cge(*, num_byzantine: int | None = None) -> Attack:
     def message(honest, f):
         h = checks.num_workers(honest)
         checks.minority("anti_cge", f)(h + f)
-        squared = stacked.norms(honest).squared_norms
-        shortest = order.mark_nearest(squared, h - f)
+        norms = stacked.norms(honest).norms
+        shortest = order.mark_nearest(norms, h - f)
         sums = stacked.weighted_sum(jax.tree.map(lift.wide, honest), shortest)
         coarsest = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(honest))
-        limit = jnp.sqrt(jnp.sort(squared)[h - f]) * (1 - max(1e-4, coarsest))
-        length = lift.norm(sums)
+        limit = jnp.sort(norms)[h - f] * (1 - max(1e-4, coarsest))
+        length = stacked.norm(sums)
         scale = jnp.where(length > 0, limit / jnp.where(length > 0, length, 1), 0)
         return jax.tree.map(lambda x: -(lift.number(scale, x) * x), sums)
 

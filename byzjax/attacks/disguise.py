@@ -37,17 +37,18 @@ def hidden(honest: Tree, center: Tree, towards: Tree) -> jax.Array:
 
     For each j this is aγ² − 2b_jγ + c_j <= D², true at γ = 0, with one root γ >= 0.
     """
-    diameter = jnp.max(stacked.geometry(honest).squared_distances)
-    a = stacked.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
+    geometry = stacked.geometry(honest)
+    length = stacked.norm(towards)
+    # Over ‖towards‖ and in the geometry's unit a is 1, and the rest in range.
     gaps = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, center)
-    b = lift.dots(gaps, towards)
-    c = stacked.squared_distances_to_tree(honest, center)
-    room = jnp.maximum(diameter - c, 0)
-    root = jnp.sqrt(b * b + a * room)
+    b = geometry.in_unit(lift.dots(gaps, lift.unit(towards)))
+    c = jnp.square(geometry.in_unit(stacked.distances_to_tree(honest, center)))
+    room = jnp.maximum(jnp.max(geometry.squared_distances) - c, 0)
+    root = jnp.sqrt(b * b + room)
     # b + root cancels for b < 0; the other form of the same root does not.
-    below = a * room / jnp.where(root - b > 0, root - b, 1)
-    gamma = jnp.where(b < 0, below, b + root) / jnp.where(a > 0, a, 1)
-    return jnp.min(gamma)
+    below = room / jnp.where(root - b > 0, root - b, 1)
+    gamma = jnp.min(jnp.where(b < 0, below, b + root)) * geometry.unit
+    return jnp.where(length > 0, gamma / jnp.where(length > 0, length, 1), 0)
 
 
 def _perturbation(name: str, honest: Tree, center: Tree, p: Perturbation) -> Tree:
@@ -57,6 +58,4 @@ def _perturbation(name: str, honest: Tree, center: Tree, p: Perturbation) -> Tre
     if p == "std":
         lift.check_spread(name, honest, 1)
         return jax.tree.map(lambda s: -s, lift.std(honest, center, ddof=1))
-    length = lift.norm(center)
-    inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
-    return jax.tree.map(lambda c: -(lift.number(inverse, c) * c), center)
+    return jax.tree.map(jnp.negative, lift.unit(center))

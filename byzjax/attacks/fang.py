@@ -116,14 +116,15 @@ def _against_krum(honest: Tree, f: int) -> Tree:
     direction = jax.tree.map(jnp.sign, lift.mean(honest))
     geometry = stacked.geometry(honest)
     others = jnp.where(jnp.eye(h, dtype=bool), jnp.inf, geometry.squared_distances)
-    along = lift.dots(honest, direction)
+    along = geometry.in_unit(lift.dots(honest, direction))
+    norms = geometry.in_unit(geometry.norms)
     length = stacked.total([jnp.sum(s * s) for s in jax.tree.leaves(direction)])
     dtype = others.dtype
     along, length = along.astype(dtype), length.astype(dtype)
 
     def selected(step):
         """Whether Krum selects −step·direction, sent f times."""
-        to = geometry.squared_norms + 2 * step * along + step * step * length
+        to = norms * norms + 2 * step * along + step * step * length
         mine = jnp.sum(jnp.sort(to)[: m - 2 * f - 1])  # f − 1 more are at distance 0.
         all_others = jnp.concatenate([others, jnp.repeat(to[:, None], f, axis=1)], 1)
         theirs = jnp.sum(jnp.sort(all_others, axis=1)[:, : m - f - 2], axis=1)
@@ -132,12 +133,16 @@ def _against_krum(honest: Tree, f: int) -> Tree:
     size = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(honest))
     near = jnp.sort(jnp.sqrt(others), axis=1)[:, : min(m - f - 2, h - 1)]
     bound = jnp.min(jnp.sum(near, axis=1)) / (m - 2 * f - 1)
-    bound = (bound + jnp.sqrt(jnp.max(geometry.squared_norms))) / math.sqrt(size)
+    bound = (bound + jnp.max(norms)) / math.sqrt(size)
+
+    def going(step):
+        return step * geometry.unit >= _SMALLEST_STEP
 
     def again(carry):
         tries, step = carry
-        return (tries < _MAX_HALVINGS) & (step >= _SMALLEST_STEP) & ~selected(step)
+        return (tries < _MAX_HALVINGS) & going(step) & ~selected(step)
 
     halve = (jnp.int32(0), bound.astype(dtype))
     _, step = lax.while_loop(again, lambda c: (c[0] + 1, c[1] / 2), halve)
+    step = step * geometry.unit
     return jax.tree.map(lambda s: -(lift.number(step, s) * s), direction)

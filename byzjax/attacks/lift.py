@@ -4,6 +4,7 @@ Messages are computed in at least float32 and cast to the leaf's dtype once, at 
 Honest rows are read leaf by leaf, as sums of rows that XLA fuses into one pass.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -104,7 +105,11 @@ def std(honest: Tree, center: Tree, *, ddof: int) -> Tree:
 
     def of_leaf(x, c):
         gaps = [wide(x[i]) - c for i in range(x.shape[0])]
-        return jnp.sqrt(order.row_sum([gap * gap for gap in gaps]) / (len(gaps) - ddof))
+        # Over a power of two, so that squares stay in range.
+        size = functools.reduce(order.larger, [jnp.abs(gap) for gap in gaps])
+        size = stacked.power_of_two(size)
+        squares = [jnp.square(gap * stacked.inverse(size)) for gap in gaps]
+        return jnp.sqrt(order.row_sum(squares) / (len(gaps) - ddof)) * size
 
     return jax.tree.map(of_leaf, honest, center)
 
@@ -135,9 +140,11 @@ def dots(honest: Tree, direction: Tree) -> jax.Array:
     return stacked.total(products)
 
 
-def norm(tree: Tree) -> jax.Array:
-    """Euclidean norm over the whole tree."""
-    return jnp.sqrt(stacked.total([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
+def unit(tree: Tree) -> Tree:
+    """Scaled to norm one; zero stays zero."""
+    length = stacked.norm(tree)
+    length = jnp.where(length > 0, length, 1)
+    return jax.tree.map(lambda x: x / number(length, x), tree)
 
 
 Direction = Literal["negative", "positive"]

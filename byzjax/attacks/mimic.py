@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from byzjax import checks
 from byzjax.attacks import lift
 from byzjax.base import Attack, Tree
+from byzjax.numerics import stacked
 
 
 class MimicState(NamedTuple):
@@ -105,8 +106,9 @@ def _learnt(warmup: int, num_byzantine: int | None) -> Attack:
         mean = jax.tree.map(blend, state.mean, lift.mean(honest))
         gaps = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, mean)
         along = lift.dots(gaps, state.direction)
-        pull = _unit(jax.tree.map(lambda g: _combine(along, g), gaps))
-        direction = _unit(jax.tree.map(blend, state.direction, pull))
+        along = stacked.over(along, jnp.max(jnp.abs(along)))
+        pull = lift.unit(jax.tree.map(lambda g: _combine(along, g), gaps))
+        direction = lift.unit(jax.tree.map(blend, state.direction, pull))
         worker = jnp.argmax(lift.dots(honest, direction)).astype(jnp.int32)
         return MimicState(state.step + 1, mean, direction, worker)
 
@@ -125,10 +127,3 @@ def _combine(weights: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.tensordot(
         weights.astype(rows.dtype), rows, axes=1, precision=jax.lax.Precision.HIGHEST
     )
-
-
-def _unit(tree: Tree) -> Tree:
-    """Scaled to norm one; zero stays zero."""
-    length = lift.norm(tree)
-    inverse = 1 / jnp.where(length > 0, length, 1)
-    return jax.tree.map(lambda x: lift.number(inverse, x) * x, tree)

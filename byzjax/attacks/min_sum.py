@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from byzjax import checks
@@ -53,13 +52,15 @@ def min_sum(
 
     def reach(honest, center, towards):
         h = checks.num_workers(honest)
-        sums = jnp.sum(stacked.geometry(honest).squared_distances, axis=1)
+        geometry = stacked.geometry(honest)
+        sums = jnp.sum(geometry.squared_distances, axis=1)
         limit = jnp.max(sums) if bound == "max" else jnp.min(sums)
         # Σ‖x_j − μ + γp‖² = Σ‖x_j − μ‖² + hγ²‖p‖², as the x_j − μ sum to zero.
-        spent = jnp.sum(stacked.squared_distances_to_tree(honest, center))
-        length = h * stacked.total([jnp.sum(p * p) for p in jax.tree.leaves(towards)])
-        room = jnp.maximum(limit - spent, 0)
-        return jnp.sqrt(room / jnp.where(length > 0, length, 1))
+        distances = stacked.distances_to_tree(honest, center)
+        spent = jnp.sum(jnp.square(geometry.in_unit(distances)))
+        room = jnp.sqrt(jnp.maximum(limit - spent, 0) / h) * geometry.unit
+        length = stacked.norm(towards)
+        return room / jnp.where(length > 0, length, 1)
 
     return disguise.perturbed(
         "min_sum", perturbation, reach, num_byzantine=num_byzantine

@@ -13,6 +13,7 @@ from byzjax import checks
 from byzjax.attacks import lift, search
 from byzjax.attacks.search import SearchState
 from byzjax.base import Aggregator, Attack
+from byzjax.numerics import stacked
 
 
 def optimized(
@@ -92,7 +93,7 @@ def optimized(
         def try_out(strength):
             sent, after = forged(attack(strength))
             out, rule_state = aggregated(sent)
-            away = lift.norm(search.gaps(out, mu))
+            away = stacked.norm(search.gaps(out, mu))
             return away, sent, SearchState(after, rule_state)
 
         def trial(i, carry):

@@ -112,18 +112,13 @@ def rop(
 
 def _turned(toward: Tree, angle: jax.typing.ArrayLike) -> Tree:
     """A vector of norm one at this angle to `toward`, in the plane with all ones."""
-
-    def over(x, length):
-        return jnp.where(length > 0, x / jnp.where(length > 0, length, 1), 0)
-
-    squared = stacked.total([jnp.sum(r * r) for r in jax.tree.leaves(toward)])
-    along = over(stacked.total([jnp.sum(r) for r in jax.tree.leaves(toward)]), squared)
+    toward = lift.unit(toward)
+    along = stacked.total([jnp.sum(r) for r in jax.tree.leaves(toward)])
     aside = jax.tree.map(lambda r: 1 - lift.number(along, r) * r, toward)
-    length, reach = lift.norm(aside), jnp.sqrt(squared)
-    theta = jnp.asarray(angle).astype(squared.dtype) * (math.pi / 180)
-    sine, cosine = over(jnp.sin(theta), length), over(jnp.cos(theta), reach)
+    theta = jnp.asarray(angle).astype(along.dtype) * (math.pi / 180)
+    sine, cosine = jnp.sin(theta), jnp.cos(theta)
     return jax.tree.map(
         lambda p, r: lift.number(sine, p) * p + lift.number(cosine, r) * r,
-        aside,
+        lift.unit(aside),
         toward,
     )

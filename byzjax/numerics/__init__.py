@@ -6,7 +6,7 @@ A rule's author calls two modules, and nothing behind them:
   `middle`, `trimmed_mean`, `nearest_mean`, their weighted forms; `mark_nearest`.
 * `stacked`, whole rows: `geometry` and `norms` read a `Geometry`, in whose plane rules
   weigh the workers; `weighted_sum`, `mix`, `scale` and `along_workers` make rows of
-  rows; `column_sums` and `squared_distances_to_tree` measure them.
+  rows; `column_sums`, `distances_to_tree` measure them.
 
 Small helpers beside them: `order.take`, `row_sum`, `reduce_rows`, `without_slivers`;
 `stacked.normalized`, `root`, `over`, `point`, `product`, `total`, `flat_rows`.

@@ -29,7 +29,7 @@ _DEVICE_BLOCK = 1 << 25
 # on all cores if there are many. So on CPU a block is cut into parts: a dozen at least
 # of one product each, fewer where a part is many operations.
 PRODUCTS = 16
-_SUMS = 8
+SUMS = 8
 _REDUCTIONS = 4
 # Columns more than a power of two: a vector of a CPU.
 _ODD = 8
@@ -144,7 +144,7 @@ def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
 
-def fold(of_block, rows, vectors, *, center=None, parts=_SUMS):
+def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
     """Sums over all columns of some arrays, block by block.
 
     Args:

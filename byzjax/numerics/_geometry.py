@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax.numerics._gram import LARGEST_SQUARE, distances_in, product
+from byzjax.numerics import _range
+from byzjax.numerics._gram import distances_in, plane, product
+from byzjax.numerics._range import LARGEST_SQUARE
 
 # A squared length that is no more than this many times its rounding is not known.
 _CANCELS = 100
@@ -24,21 +26,24 @@ class Geometry(NamedTuple):
     Every point Σ a_i x_i with Σ a_i <= 1 is then a point of this plane: what is missing
     to one sits at the origin. Centring is what makes small distances between large rows
     exact: an uncentred Gram matrix cancels just when the honest workers agree.
+
+    Squares are in units of `unit`², so that they stay in the range of floats where the
+    rows do; a length of one's own is divided by it. Norms are lengths as they are.
     """
 
     gram: jax.Array  # [m + 1, m + 1], zero for rows that are not finite.
     finite: jax.Array  # [m], bool.
-    squared_norms: jax.Array  # [m], distances to the origin, +inf if not finite.
+    norms: jax.Array  # [m], distances to the origin, +inf if not finite.
     squared_distances: jax.Array  # [m, m], +inf from and to rows that are not finite.
+    unit: jax.Array  # A power of two, 1 as long as squares stay in range.
 
     @property
     def num_workers(self) -> int:
         return self.finite.shape[0]
 
-    @property
-    def norms(self) -> jax.Array:
-        """Distances to the origin [m], +inf if not finite."""
-        return root(self.squared_norms)
+    def in_unit(self, lengths: jax.Array) -> jax.Array:
+        """Lengths in the unit of the squares."""
+        return lengths * _range.inverse(self.unit)
 
     def squared_distances_to(self, weights: jax.Array) -> jax.Array:
         """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite.
@@ -53,7 +58,7 @@ class Geometry(NamedTuple):
         diagonal = jnp.diagonal(self.gram)
         length = product(a, towards)
         by_products = length - 2 * towards + diagonal
-        norms = self.squared_norms[:, None]
+        norms = jnp.square(self.in_unit(self.norms))[:, None]
         apart = jnp.block([[self.squared_distances, norms]])
         apart = jnp.where(self.finite[:, None] & (a != 0)[None, :], apart, 0)
         among = jnp.concatenate([apart, jnp.append(apart[:, m], 0)[None]])
@@ -105,7 +110,7 @@ class Geometry(NamedTuple):
     def cosine_distances(self) -> jax.Array:
         """1 − cos(x_i, x_j) [m, m]; 1 from and to zero rows, +inf where not finite."""
         m = self.num_workers
-        norms = root(jnp.where(self.finite, self.squared_norms, 0))
+        norms = self.in_unit(jnp.where(self.finite, self.norms, 0))
         lengths = norms[:, None] * norms[None, :]
         both = self.finite[:, None] & self.finite[None, :]
         usable = lengths > 0
@@ -114,8 +119,7 @@ class Geometry(NamedTuple):
         # they are nearly parallel. Between others the distance cancels.
         squared = jnp.where(both, self.squared_distances, 0)
         squared = squared - jnp.square(norms[:, None] - norms[None, :])
-        gram, origin = self.gram[:m, :m], self.gram[:m, m]
-        inner = gram - origin[:, None] - origin[None, :] + self.gram[m, m]
+        inner = self._inner()
         alike = norms[:, None] <= 2 * norms[None, :]
         near, far = squared / (2 * lengths), 1 - inner / lengths
         distances = jnp.where(alike & alike.T, near, far)
@@ -129,8 +133,8 @@ class Geometry(NamedTuple):
         max_norm = jnp.asarray(max_norm, norms.dtype)
         long = norms > max_norm
         # Selected before the quotient, so that derivatives are finite.
-        kept = jnp.where(long, max_norm / jnp.where(long, norms, 1), 1)
-        return jnp.where(jnp.isfinite(self.squared_norms), kept, 0)
+        kept = jnp.where(long, over(max_norm, jnp.where(long, norms, 1)), 1)
+        return jnp.where(jnp.isfinite(norms), kept, 0)
 
     def mixed(self, matrix: jax.Array) -> "Geometry":
         """The geometry of y = `matrix` x, without touching the coordinates.
@@ -154,13 +158,15 @@ class Geometry(NamedTuple):
         squares = jnp.diagonal(gram)[:-1]
         finite &= squares < LARGEST_SQUARE
         # Far rows may cancel in a mean, which then is known to their rounding only:
-        # where that is more than the way to the middle row, it counts as far as well.
-        rounding = product(jnp.square(matrix), jnp.diagonal(self.gram)[:-1])
-        rounding *= jnp.finfo(gram.dtype).eps
-        middle = jnp.sort(jnp.where(finite, squares, jnp.inf))[squares.shape[0] // 2]
-        finite &= (rounding <= middle) | (squares > _CANCELS * rounding)
+        # where that is no less than the spread of most rows, it counts as far as well.
+        lengths = jnp.diagonal(self.gram)[:-1]
+        rounding = product(jnp.square(matrix), lengths)
+        rounding *= _CANCELS * jnp.finfo(gram.dtype).eps
+        spread = _range.middle(jnp.where(self.finite, lengths, jnp.inf))
+        finite &= (rounding <= spread) | (rounding < squares)
         distances = distances_in(gram)
-        return masked(gram, distances[:-1, -1], distances[:-1, :-1], finite)
+        norms, distances = distances[:-1, -1], distances[:-1, :-1]
+        return masked(gram, norms, distances, finite, self.unit)
 
     def scaled(self, factors: jax.Array) -> "Geometry":
         """The geometry of y_i = `factors`_i x_i; rows of factor zero are zeros.
@@ -169,37 +175,59 @@ class Geometry(NamedTuple):
           factors: `[m]`, at most one.
         """
         read = factors != 0
-        norms = jnp.where(read, self.norms, 0)
-        squares = jnp.where(read, self.squared_norms, 0) * factors**2
+        norms = factors * jnp.where(read, self.norms, 0)
+        finite = self.finite | ~read
         if not self.gram.size:
-            return self._replace(finite=self.finite | ~read, squared_norms=squares)
-        mixed = self.mixed(jnp.diag(factors))
-        # ‖s_i x_i − s_j x_j‖² from distances and norms: seen from a row that is far
-        # itself, rows that are cut to a small ball would lie on each other.
-        apart = jnp.where(read[:, None] & read[None, :], self.squared_distances, 0)
-        change = factors[:, None] - factors[None, :]
-        moment = factors * norms * norms
+            return self._replace(finite=finite, norms=norms)
+        # In a unit of their own, as they may have become far shorter.
+        unit = _range.power_of_two(_range.middle(norms))
+        factors = factors * (self.unit * _range.inverse(unit))
+        lengths = norms * _range.inverse(unit)
+        # ‖s_i x_i − s_j x_j‖² from distances, which cancel for far rows that are cut to
+        # a small ball, or from inner products, which do for rows near each other.
+        both = read[:, None] & read[None, :]
+        apart = jnp.where(both, self.squared_distances, 0)
         apart = factors[:, None] * factors[None, :] * apart
-        apart += change * (moment[:, None] - moment[None, :])
+        whole = lengths * self.in_unit(jnp.where(read, self.norms, 0))
+        change = factors[:, None] - factors[None, :]
+        moment = change * (whole[:, None] - whole[None, :])
+        inner = factors[:, None] * factors[None, :] * self._inner()
+        squares = jnp.square(lengths)
+        sums = squares[:, None] + squares[None, :]
+        closer = apart + jnp.abs(moment) <= sums
+        apart = jnp.where(closer, apart + moment, sums - 2 * inner)
         apart = jnp.where(np.eye(self.num_workers, dtype=bool), 0, apart)
-        return masked(mixed.gram, squares, jnp.maximum(apart, 0), mixed.finite)
+        apart = jnp.maximum(apart, 0)
+        # Products around a row in the midst of the cut ones: from one that was far
+        # out, all of them would lie on each other.
+        gram = plane(squares, apart, finite)[0]
+        return masked(gram, squares, apart, finite, unit)
+
+    def _inner(self) -> jax.Array:
+        """x_i·x_j [m, m] around the origin."""
+        m = self.num_workers
+        gram, origin = self.gram[:m, :m], self.gram[:m, m]
+        return gram - origin[:, None] - origin[None, :] + self.gram[m, m]
 
     def mixed_finite(self, matrix: jax.Array) -> jax.Array:
         """Which rows [n] of `matrix` x read finite rows of x only."""
         return ~jnp.any((matrix != 0) & ~self.finite[None, :], axis=1)
 
 
-def masked(gram, squared_norms, squared_distances, finite) -> Geometry:
+def masked(gram, squared_norms, squared_distances, finite, unit) -> Geometry:
     """Without the rows that are out of range or not `finite`."""
     m = squared_norms.shape[0]
-    kept = finite & (squared_norms < LARGEST_SQUARE)  # False for NaN.
+    norms = root(squared_norms) * unit
+    # False for NaN.
+    kept = finite & (squared_norms < LARGEST_SQUARE) & (norms < jnp.inf)
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
     both = points[:, None] & points[None, :]
     return Geometry(
         jnp.where(both, gram, 0),
         kept,
-        jnp.where(kept, squared_norms, jnp.inf),
+        jnp.where(kept, norms, jnp.inf),
         jnp.where(both[:m, :m], squared_distances, jnp.inf),
+        unit,
     )
 
 
@@ -220,5 +248,10 @@ def root(squares: jax.Array) -> jax.Array:
 
 
 def over(values: jax.Array, size: jax.Array) -> jax.Array:
-    """Values over their size, zeros where that is zero."""
-    return values / jnp.where(size > 0, size, 1)
+    """Values over their size, zeros where that is zero.
+
+    By way of a power of two: in a derivative the square of the size could be none.
+    """
+    size = jnp.where(size > 0, size, 1)
+    scale = _range.inverse(_range.power_of_two(size))
+    return (values * scale) / (size * scale)

@@ -4,7 +4,8 @@ An uncentred Gram matrix cancels just when the honest workers agree; around a ro
 an attacker chose it would cancel whenever the attacker likes. So the centre is checked
 after a pass, and a better one is taken if need be. On CPUs and some GPUs the distances
 of a few dozen rows are measured: the centre is chosen by them, and inner products
-follow from them as long as no row lies far out.
+follow from them as long as no row lies far out. Where the squares of most rows leave
+the range of floats, one more pass takes them in a unit of length of their size.
 """
 
 import functools
@@ -15,10 +16,9 @@ import numpy as np
 from jax import lax
 
 from byzjax.base import accumulator_dtype
-from byzjax.numerics import _columns, _pairs, _pairs_gpu
+from byzjax.numerics import _columns, _pairs, _pairs_gpu, _range
+from byzjax.numerics._range import LARGEST_SQUARE
 
-# A squared distance above this makes its row an outlier: sums of a few stay finite.
-LARGEST_SQUARE = 1e36
 # The centre is taken to be far off when most workers are this much farther from it
 # (squared) than from some worker: distances would lose more than 1e-4.
 _FAR = 1e3
@@ -32,10 +32,10 @@ _FAR_OUT = 1e4
 @jax.custom_jvp
 def centered_gram(
     rows: list[jax.Array], origins: list[jax.Array] | None
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The Gram matrix [m+1, m+1] around a central row, and what is known beside it.
 
-    The way it takes is chosen in `_around_center`:
+    The way it takes is chosen in `_ordinary`:
 
     * On a CPU up to 48 rows pair by pair (`_pairs.py`): for 17 rows by 10^6 krum takes
       5.1 to 5.9 ms so, where products of centred copies take 1.6 to 2.2 times as long
@@ -47,21 +47,22 @@ def centered_gram(
     Measured on two CPU cores with jax 0.10.2 and on one H100; see docs/performance.md.
 
     Returns:
-      gram, squared norms [m], squared distances [m, m], and of these the ones from the
-      central row [m]. Nothing is masked: rows that are not finite make what they enter
-      infinite or NaN.
+      gram, squared norms [m], squared distances [m, m], of these the ones from the
+      central row [m], and the unit of length that all are in, a power of two. Nothing
+      is masked: rows that are not finite make what they enter infinite or NaN.
     """
-    gram, squared_norms, distances, center = _around_center(rows, origins)
-    return gram, squared_norms, distances, distances[center]
+    gram, squared_norms, distances, center, unit = _around_center(rows, origins)
+    return gram, squared_norms, distances, distances[center], unit
 
 
 @centered_gram.defjvp
 def _gram_jvp(primals, tangents):
-    # The centre is a constant here. That is exact for what the library makes of it:
-    # distances and affine combinations do not depend on the centre.
+    # Centre and unit are constants here. That is exact for what the library makes of
+    # them: distances and affine combinations do not depend on the centre.
     rows, origins = primals
     row_tangents, origin_tangents = tangents
-    gram, squared_norms, distances, center = _around_center(rows, origins)
+    gram, squared_norms, distances, center, unit = _around_center(rows, origins)
+    scale = _range.inverse(unit)
     points_dot = jnp.zeros_like(gram)
     norms_dot = jnp.zeros_like(squared_norms)
     for k, (x, x_dot) in enumerate(zip(rows, row_tangents, strict=True)):
@@ -71,22 +72,50 @@ def _gram_jvp(primals, tangents):
         zero = jnp.zeros_like(c)
         o = zero if origins is None else origins[k].astype(dtype)
         o_dot = zero if origins is None else origin_tangents[k].astype(dtype)
-        y = jnp.concatenate([x - c[None], (o - c)[None]])
+        y = jnp.concatenate([x - c[None], (o - c)[None]]) * scale.astype(dtype)
         # 0·NaN would reach the finite rows through the transposed product.
         y = jnp.where(jnp.isfinite(y * y), y, 0)
-        y_dot = jnp.concatenate([x_dot, o_dot[None]])
+        y_dot = jnp.concatenate([x_dot, o_dot[None]]) * scale.astype(dtype)
         half = product(y_dot, y)
         points_dot += half + half.T
         z = y[:-1] - y[-1:]
-        norms_dot += 2 * jnp.sum(z * (x_dot - o_dot[None]), axis=1)
+        norms_dot += 2 * jnp.sum(z * (y_dot[:-1] - y_dot[-1:]), axis=1)
     squares_dot = jnp.diagonal(points_dot)
     distances_dot = squares_dot[:, None] + squares_dot[None, :] - 2 * points_dot
     distances_dot = distances_dot[:-1, :-1]
-    tangents_out = points_dot, norms_dot, distances_dot, distances_dot[center]
-    return (gram, squared_norms, distances, distances[center]), tangents_out
+    from_center = distances[center]
+    return (gram, squared_norms, distances, from_center, unit), (
+        points_dot,
+        norms_dot,
+        distances_dot,
+        distances_dot[center],
+        jnp.zeros_like(unit),
+    )
 
 
 def _around_center(rows, origins):
+    """Gram matrix, squared norms and distances, the central row's index, the unit."""
+    found = _ordinary(rows, origins)
+    one = jnp.ones((), found[0].dtype)
+    left = ~_range.is_safe(_range.middle(found[1]))
+
+    def in_unit(_):
+        # That of the middle of the rows' largest entries, which no minority moves.
+        beside = [None] * len(rows) if origins is None else origins
+        tops = _range.largest(rows, beside)
+        unit = _range.power_of_two(_range.middle(tops)).astype(one.dtype)
+        return (
+            jnp.asarray(False),
+            _by_products(rows, origins, _range.inverse(unit)),
+            unit,
+        )
+
+    # A loop of one turn at most, as in `_by_pairs`.
+    _, found, unit = lax.while_loop(lambda c: c[0], in_unit, (left, found, one))
+    return *found, unit
+
+
+def _ordinary(rows, origins):
     """Gram matrix, squared norms, squared distances, the index of the central row."""
     ways = {}
     if origins is None and rows[0].shape[0] <= _pairs.MOST_ROWS:
@@ -110,19 +139,7 @@ def _around_center(rows, origins):
 def _by_pairs(rows, *, measured, multiplied):
     norms, distances = measured(rows)
     m = norms.shape[0]
-    finite = norms < LARGEST_SQUARE
-    both = finite[:, None] & finite[None, :]
-    among = jnp.where(both, distances, jnp.inf)
-    # The middle of a row's distances is small only near the majority; without one that
-    # is finite, a finite row will do.
-    middle = -lax.top_k(-among, m // 2 + 1)[0][:, -1]
-    middle = jnp.minimum(middle, jnp.finfo(middle.dtype).max)
-    center = jnp.argmin(jnp.where(finite, middle, jnp.inf)).astype(jnp.int32)
-    far_out = jnp.any(finite & (among[center] > _FAR_OUT * middle[center]))
-    nothing = jnp.zeros((1, 1), norms.dtype)
-    squares = jnp.block([[distances, norms[:, None]], [norms[None], nothing]])
-    from_center = squares[center]
-    gram = (from_center[:, None] + from_center[None, :] - squares) / 2
+    gram, center, far_out = plane(norms, distances, norms < LARGEST_SQUARE)
 
     def by_products(_):
         inner, towards = multiplied(rows, center)
@@ -136,6 +153,30 @@ def _by_pairs(rows, *, measured, multiplied):
     return gram, norms, distances, center
 
 
+def plane(squared_norms, distances, finite):
+    """Inner products [m + 1, m + 1] around a central row, from squared distances.
+
+    Returns:
+      They, the row's index, and whether some finite row lies so far out that products
+      with it are off by more than their own last place.
+    """
+    both = finite[:, None] & finite[None, :]
+    among = jnp.where(both, distances, jnp.inf)
+    # The middle of a row's distances is small only near the majority; without one that
+    # is finite, a finite row will do.
+    middle = -lax.top_k(-among, len(finite) // 2 + 1)[0][:, -1]
+    middle = jnp.minimum(middle, jnp.finfo(middle.dtype).max)
+    center = jnp.argmin(jnp.where(finite, middle, jnp.inf)).astype(jnp.int32)
+    far_out = jnp.any(finite & (among[center] > _FAR_OUT * middle[center]))
+    nothing = jnp.zeros((1, 1), squared_norms.dtype)
+    squares = jnp.block(
+        [[distances, squared_norms[:, None]], [squared_norms[None], nothing]]
+    )
+    from_center = squares[center]
+    gram = (from_center[:, None] + from_center[None, :] - squares) / 2
+    return gram, center, far_out
+
+
 def distances_in(gram: jax.Array) -> jax.Array:
     """‖y_i − y_j‖² from inner products, what rounding leaves below zero cut off."""
     squares = jnp.diagonal(gram)
@@ -144,12 +185,23 @@ def distances_in(gram: jax.Array) -> jax.Array:
     return jnp.where(same, 0, jnp.maximum(distances, 0))
 
 
-def _by_products(rows, origins):
+def _by_products(rows, origins, scale=None):
+    """The same by products, around a better centre if need be.
+
+    Args:
+      rows: `[m, n]` each.
+      origins: `[n]` each, or None.
+      scale: what all are multiplied by first, or None.
+    """
     m = rows[0].shape[0]
     dtype = _columns.widest_accumulator(rows)
+    # What is rare is not cut up, which would take as long to compile again.
+    first_parts = _columns.PRODUCTS if scale is None else 1
 
     def pass_around(center, *, parts):
-        gram, squared_norms = _gram_pass(rows, origins, center, dtype, parts=parts)
+        gram, squared_norms = _gram_pass(
+            rows, origins, center, dtype, parts=parts, scale=scale
+        )
         far, better = _judged(gram, squared_norms, center)
         return gram, squared_norms, jnp.asarray(center, jnp.int32), far, better
 
@@ -160,11 +212,10 @@ def _by_products(rows, origins):
 
     def step(carry):
         tries, (*_, better) = carry
-        # These passes are rare: cut up, they would take as long to compile again.
         return tries + 1, pass_around(better, parts=1)
 
     # The first pass stands by itself, as it can leave out its own centre.
-    start = jnp.int32(1), pass_around(m - 1, parts=_columns.PRODUCTS)
+    start = jnp.int32(1), pass_around(m - 1, parts=first_parts)
     _, (gram, squared_norms, center, _, _) = lax.while_loop(again, step, start)
     return gram, squared_norms, distances_in(gram)[:m, :m], center
 
@@ -211,16 +262,18 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     )
 
 
-def _gram_pass(rows, origins, center, dtype, *, parts):
+def _gram_pass(rows, origins, center, dtype, *, parts, scale):
     """One pass over the stack, centred on the row of index `center`."""
-    inner, towards, squared_norms = _products(rows, origins, center, parts=parts)
+    inner, towards, squared_norms = _products(
+        rows, origins, center, parts=parts, scale=scale
+    )
     gram = jnp.block(
         [[inner, towards[:, None]], [towards[None, :], squared_norms[center]]]
     )
     return gram.astype(dtype), squared_norms.astype(dtype)
 
 
-def _products(rows, origins, center, *, parts):
+def _products(rows, origins, center, *, parts, scale=None):
     """Inner products around a row [m, m], with the origin [m], squared norms [m]."""
     m = rows[0].shape[0]
     # A product of 16 rows takes two thirds of the time of one of 18 on CPU, whose
@@ -230,6 +283,9 @@ def _products(rows, origins, center, *, parts):
     def of_block(x, *beside):
         *o, c = (v.astype(accumulator_dtype(x.dtype)) for v in beside)
         x = x.astype(c.dtype)
+        if scale is not None:
+            factor = scale.astype(c.dtype)
+            x, c, o = x * factor, c * factor, [v * factor for v in o]
         o = o[0] if o else jnp.zeros_like(c)
         y = (x[:-1] if is_last else x) - c[None]
         z = x - o[None]

@@ -4,9 +4,10 @@ Rules that weigh whole workers never look at single coordinates. They need the m
 `Geometry`, read from the stack in one pass, and end in one weighted sum, a second pass;
 whatever happens in between happens on m×m arrays.
 
-Poison-proof: a row with a non-finite entry, or with a norm above about 10^18 (whose
-square float32 cannot hold), is an outlier. Its distances are +inf, and a weighted sum
-*selects* before it multiplies, since 0·inf is NaN.
+Poison-proof: a row with a non-finite entry is an outlier, and so in a geometry is one
+about 10^18 times as long as most (whose square float32 cannot hold beside theirs). Its
+distances are +inf, and a weighted sum *selects* before it multiplies, since 0·inf is
+NaN. Lengths are right wherever they are floats, though their squares may not be.
 """
 
 import functools
@@ -19,7 +20,7 @@ from jax import lax
 
 from byzjax import base, checks
 from byzjax.base import accumulator_dtype
-from byzjax.numerics import _columns, order
+from byzjax.numerics import _columns, _range, order
 from byzjax.numerics._columns import flat_rows, total, widest_accumulator
 from byzjax.numerics._geometry import (
     Geometry,
@@ -29,26 +30,31 @@ from byzjax.numerics._geometry import (
     point,
     root,
 )
-from byzjax.numerics._gram import LARGEST_SQUARE, centered_gram, product
+from byzjax.numerics._gram import centered_gram, product
+from byzjax.numerics._lengths import distances_to_row, distances_to_tree, norm
 from byzjax.numerics._loops import on_all_cores
+from byzjax.numerics._range import LARGEST_SQUARE, inverse, power_of_two
 from byzjax.numerics._reductions import row_sum
 
 __all__ = [
     "Geometry",
     "along_workers",
     "column_sums",
+    "distances_to_row",
+    "distances_to_tree",
     "flat_rows",
     "geometry",
+    "inverse",
     "mix",
+    "norm",
     "normalized",
     "norms",
     "over",
     "point",
+    "power_of_two",
     "product",
     "root",
     "scale",
-    "squared_distances_to_row",
-    "squared_distances_to_tree",
     "total",
     "weighted_sum",
     "widest_accumulator",
@@ -65,27 +71,26 @@ def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry
 
     The rows are centred on one in their midst. Only what an attacker or a broken worker
     sends may ask for more passes, two at most: a centre that turns out to lie far from
-    the majority, or rows far from any centre.
+    the majority, or rows far from any centre. And where most rows are longer than 10^16
+    or shorter than 10^-10, two more are made in a unit of their size.
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.
-      origin: tree `[...]` that distances `squared_norms` are measured from; zero
-        when None.
+      origin: tree `[...]` that `norms` are measured from; zero when None.
     """
     checks.num_workers(updates)
     rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
     origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
-    gram, squared_norms, distances, from_center = centered_gram(rows, origins)
-    return masked(gram, squared_norms, distances, from_center < LARGEST_SQUARE)
+    gram, squares, distances, from_center, unit = centered_gram(rows, origins)
+    return masked(gram, squares, distances, from_center < LARGEST_SQUARE, unit)
 
 
 def norms(updates: base.Tree) -> Geometry:
     """A geometry of norms alone: `gram` and `squared_distances` are empty `[0, 0]`."""
-    checks.num_workers(updates)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), updates)
-    squared_norms = squared_distances_to_tree(updates, zero)
-    nothing = jnp.zeros((0, 0), squared_norms.dtype)
-    return Geometry(nothing, jnp.isfinite(squared_norms), squared_norms, nothing)
+    lengths = distances_to_tree(updates, None)
+    nothing = jnp.zeros((0, 0), lengths.dtype)
+    unit = power_of_two(_range.middle(lengths))
+    return Geometry(nothing, jnp.isfinite(lengths), lengths, nothing, unit)
 
 
 def along_workers(
@@ -291,6 +296,7 @@ def column_sums(
     beside: base.Tree | None = None,
     *,
     row: int | None = None,
+    parts: int = _columns.SUMS,
 ) -> base.Tree:
     """Sums over all coordinates of terms that each coordinate gives by itself.
 
@@ -302,6 +308,7 @@ def column_sums(
       updates: stacked tree, leaves `[m, ...]`.
       beside: tree `[...]` that is read along.
       row: the index of a row that is read along.
+      parts: into how many a block is cut on CPU: fewer are slower, and compile sooner.
 
     Returns:
       The tree of terms, summed: `[...]`.
@@ -315,36 +322,4 @@ def column_sums(
     def of_block(*block):
         return (), terms(*block)
 
-    return _columns.fold(of_block, rows, vectors, center=row)[1]
-
-
-def squared_distances_to_tree(updates: base.Tree, center: base.Tree) -> jax.Array:
-    """‖x_k − center‖² [m] over the whole tree, +inf where it is not finite."""
-    return _in_range(column_sums(_squared_gaps, updates, center))
-
-
-def squared_distances_to_row(updates: base.Tree, index: int) -> jax.Array:
-    """‖x_k − x_index‖² [m] over the whole tree, +inf where it is not finite."""
-    return _in_range(column_sums(_squared_gaps, updates, row=index))
-
-
-def _squared_gaps(x, c):
-    dtype = accumulator_dtype(x.dtype)
-    return _square(x.astype(dtype) - c.astype(dtype)[None])
-
-
-@jax.custom_jvp
-def _square(gap):
-    return gap * gap
-
-
-@_square.defjvp
-def _square_jvp(primals, tangents):
-    (gap,), (moved,) = primals, tangents
-    # What is not finite is cut off later; its derivative 0·NaN would not be zero.
-    square = gap * gap
-    return square, 2 * jnp.where(jnp.isfinite(square), gap, 0) * moved
-
-
-def _in_range(squares):
-    return jnp.where(squares < LARGEST_SQUARE, squares, jnp.inf)
+    return _columns.fold(of_block, rows, vectors, center=row, parts=parts)[1]

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from byzjax import base, checks
-from byzjax.base import Attack, Tree, accumulator_dtype
+from byzjax.base import Attack, Tree
 from byzjax.numerics import stacked
 from byzjax.training import workers
 from byzjax.training.setup import Setup
@@ -133,8 +133,8 @@ def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:
     center = stacked.weighted_sum(honest, jnp.full((h,), 1 / h))
     return Metrics(
         loss=jnp.sum(sent.losses[:h]) / h,
-        aggregate_norm=_norm(direction),
-        honest_distance=_norm(jax.tree.map(jnp.subtract, direction, center)),
+        aggregate_norm=stacked.norm(direction),
+        honest_distance=stacked.norm(jax.tree.map(jnp.subtract, direction, center)),
     )
 
 
@@ -148,19 +148,11 @@ def _poisoned(setup, batches):
     return base.stack_rows(honest, poisoned, "trainer.step", "poison's batches")
 
 
-def _norm(tree):
-    """Euclidean norm of a tree, by products: XLA:CPU would copy what sums are of."""
-    wide = [x.astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
-    precision = jax.lax.Precision.HIGHEST
-    squares = [jnp.vdot(x, x, precision=precision) for x in wide]
-    return jnp.sqrt(stacked.total(squares))
-
-
 def _clipped(grads, max_norm):
     """A gradient scaled down to `max_norm`, if it is longer."""
     if max_norm is None:
         return grads
-    norm = _norm(grads)
+    norm = stacked.norm(grads)
     max_norm = jnp.asarray(max_norm, norm.dtype)
     scale = jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1)
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

@@ -168,7 +168,7 @@ def _parts(total, parts):
 
 # Of the honest spread and its distance from zero, what each dtype holds well; of
 # float32 with room for squares, which rules over the geometry need.
-SCALES = {"float16": (-2, 1.5), "float32": (-8, 8)}
+SCALES = {"float16": (-2, 1.5), "float32": (-30, 25)}
 OFFSETS = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 

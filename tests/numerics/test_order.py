@@ -134,7 +134,7 @@ def test_trimmed_mean_of_very_large_values(m):
     rows = np.zeros((m, 5), np.float32)
     rows[:3] = np.array([-np.inf, -3e38, 3e38, np.inf, np.nan], np.float32)
     rows[3:6, 1] = 3e38
-    got = jax.jit(lambda x: order.trimmed_mean(x, 2))(rows)
+    got = jax.jit(order.summable(lambda x: order.trimmed_mean(x, 2)))(rows)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = np.mean(sort(rows).astype(np.float64)[2:-2], axis=0)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e31)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from byzjax import base, checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
-from byzjax.numerics import stacked
 
 
 def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
@@ -49,7 +48,6 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
         m = geometry.num_workers
         # In integers: the floor of the floating-point product may be one too low.
         k = 2 * f * (m - f) // m
-        longest = jnp.sort(geometry.squared_norms)[m - k - 1]
-        return geometry.clip_factors(stacked.root(longest))
+        return geometry.clip_factors(jnp.sort(geometry.norms)[m - k - 1])
 
     return lift.prescaled("arc", rule, factors, check=checks.minority("arc", f))

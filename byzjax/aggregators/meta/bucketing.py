@@ -62,7 +62,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
             .set(jnp.arange(m, dtype=jnp.int32) // s)
         )
         member = bucket[None, :] == jnp.arange(-(-m // s), dtype=jnp.int32)[:, None]
-        member = member.astype(geometry.squared_norms.dtype)
+        member = member.astype(geometry.norms.dtype)
         return member / jnp.sum(member, axis=1, keepdims=True)
 
     def sizes(m):

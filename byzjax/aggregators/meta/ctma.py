@@ -98,7 +98,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         at_most = keeps(m) if keeps and weights is None else None
         weights = lift.check_weights("ctma", weights, m)
         center, state = rule.update(updates, state, params, weights=weights, **extra)
-        distances = stacked.squared_distances_to_tree(updates, center)
+        distances = stacked.distances_to_tree(updates, center)
         shares = jnp.where(jnp.isfinite(distances), trim(distances, weights), 0)
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 

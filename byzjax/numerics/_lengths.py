@@ -1,0 +1,153 @@
+"""Lengths of rows and of trees, right wherever they are floats.
+
+The ordinary pass adds up squares. Where these may have left the range of floats, more
+passes take them over powers of two, row by row.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from byzjax import base, checks
+from byzjax.base import accumulator_dtype
+from byzjax.numerics import _columns, _range
+from byzjax.numerics._columns import flat_rows, total
+from byzjax.numerics._geometry import root
+from byzjax.numerics._gram import product
+from byzjax.numerics._range import inverse, power_of_two
+
+
+def distances_to_tree(updates: base.Tree, center: base.Tree | None) -> jax.Array:
+    """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf if not finite.
+
+    One pass over the stack. Where it holds squares that may have left the range of
+    floats, two more: the largest entry of each row, and squares over a power of two.
+    """
+    checks.num_workers(updates)
+    rows = jax.tree.leaves(updates)
+    beside = None if center is None else jax.tree.leaves(center)
+    return _lengths([flat_rows(x) for x in rows], _flat(beside), None)
+
+
+def distances_to_row(updates: base.Tree, index: int) -> jax.Array:
+    """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
+    rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
+    return _lengths(rows, None, index)
+
+
+def norm(tree: base.Tree) -> jax.Array:
+    """The Euclidean norm over a whole tree `[...]`, as `distances_to_tree`."""
+    return _length(_flat(jax.tree.leaves(tree)))
+
+
+def _flat(leaves):
+    return None if leaves is None else [jnp.ravel(x) for x in leaves]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _lengths(rows, center, index):
+    """Distances [m] of rows, a list of `[m, n]`, to a list of `[n]` or to a row."""
+    return _squares_and_units(rows, center, index)[0]
+
+
+def _squares_and_units(rows, center, index):
+    """The distances, their squares over units² and the units, [m] each."""
+    squares = _squares(rows, center, index, None)
+    one = jnp.ones_like(squares)
+
+    def in_units(_):
+        if index is not None:
+            beside = [x[index] for x in rows]
+        else:
+            beside = [None] * len(rows) if center is None else center
+        tops = _range.largest(rows, beside).astype(one.dtype)
+        units = power_of_two(tops)
+        found = _squares(rows, center, index, inverse(units))
+        return jnp.asarray(False), jnp.where(tops < jnp.inf, found, jnp.inf), units
+
+    # A loop of one turn at most: of a condition, both sides would run under vmap.
+    left = ~jnp.all(_range.is_safe(squares))
+    start = left, squares, one
+    _, squares, units = lax.while_loop(lambda carry: carry[0], in_units, start)
+    squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
+    return root(squares) * units, squares, units
+
+
+def _squares(rows, center, index, scales):
+    """Σ ((x_k − c) · scales_k)² [m] over all columns."""
+    parts = _columns.SUMS if scales is None else 1
+
+    def of_block(x, *c):
+        dtype = accumulator_dtype(x.dtype)
+        gaps = x.astype(dtype)
+        if c:
+            gaps = gaps - c[0].astype(dtype)[None]
+        if scales is not None:
+            gaps = gaps * scales.astype(dtype)[:, None]
+        return (), _square(gaps)
+
+    vectors = None if center is None else list(center)
+    blocks = _columns.bundled(rows, vectors)
+    return _columns.fold(of_block, *blocks, center=index, parts=parts)[1]
+
+
+@_lengths.defjvp
+def _lengths_jvp(index, primals, tangents):
+    lengths, squares, units = _squares_and_units(*primals, index)
+
+    def in_units(rows, center):
+        return _squares(rows, center, index, inverse(units))
+
+    moved = jax.jvp(in_units, primals, tangents)[1]
+    # Of the root, and none at zero and at infinity.
+    usable = (squares > 0) & (squares < jnp.inf)
+    halves = jnp.sqrt(jnp.where(usable, squares, 1)) * 2
+    return lengths, jnp.where(usable, moved / halves, 0) * units
+
+
+@jax.custom_jvp
+def _length(leaves):
+    """The norm of a list of `[n]`. By products: XLA:CPU would copy what sums are of."""
+    wide = [x.astype(accumulator_dtype(x.dtype)) for x in leaves]
+    squares = total([product(x, x) for x in wide])
+    one = jnp.ones_like(squares)
+
+    def in_unit(_):
+        tops = _range.largest([x[None] for x in wide], [None] * len(wide))
+        unit = power_of_two(tops[0].astype(one.dtype))
+        parts = [x * inverse(unit).astype(x.dtype) for x in wide]
+        found = total([jnp.sum(part * part) for part in parts])
+        return jnp.asarray(False), found, unit
+
+    start = ~_range.is_safe(squares), squares, one
+    _, squares, unit = lax.while_loop(lambda carry: carry[0], in_unit, start)
+    return jnp.sqrt(squares) * unit
+
+
+@_length.defjvp
+def _length_jvp(primals, tangents):
+    length = _length(*primals)
+    scale = inverse(power_of_two(length))
+    slopes = []
+    for x, x_dot in zip(*primals, *tangents, strict=True):
+        dtype = accumulator_dtype(x.dtype)
+        part = x.astype(dtype) * scale.astype(dtype)
+        slopes.append(product(part, x_dot.astype(dtype)))
+    usable = (length > 0) & jnp.isfinite(length)
+    ratio = jnp.where(usable, length * scale, 1)
+    return length, jnp.where(usable, total(slopes) / ratio, 0)
+
+
+@jax.custom_jvp
+def _square(gap):
+    return gap * gap
+
+
+@_square.defjvp
+def _square_jvp(primals, tangents):
+    (gap,), (moved,) = primals, tangents
+    # What is not finite is cut off later; its derivative 0·NaN would not be zero.
+    square = gap * gap
+    return square, 2 * jnp.where(jnp.isfinite(square), gap, 0) * moved
