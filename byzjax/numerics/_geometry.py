@@ -187,17 +187,21 @@ class Geometry(NamedTuple):
         # a small ball, or from inner products, which do for rows near each other.
         both = read[:, None] & read[None, :]
         apart = jnp.where(both, self.squared_distances, 0)
-        apart = factors[:, None] * factors[None, :] * apart
+        # One factor after the other: their product may leave the range.
+        apart = factors[:, None] * (factors[None, :] * apart)
         whole = lengths * self.in_unit(jnp.where(read, self.norms, 0))
         change = factors[:, None] - factors[None, :]
         moment = change * (whole[:, None] - whole[None, :])
-        inner = factors[:, None] * factors[None, :] * self._inner()
+        inner = factors[:, None] * (factors[None, :] * self._inner())
         squares = jnp.square(lengths)
         sums = squares[:, None] + squares[None, :]
         closer = apart + jnp.abs(moment) <= sums
         apart = jnp.where(closer, apart + moment, sums - 2 * inner)
+        apart = (apart + apart.T) / 2
         apart = jnp.where(np.eye(self.num_workers, dtype=bool), 0, apart)
-        apart = jnp.maximum(apart, 0)
+        # What neither can tell still lies between two rows of these lengths.
+        least = jnp.square(lengths[:, None] - lengths[None, :])
+        apart = jnp.clip(apart, least, jnp.square(lengths[:, None] + lengths[None, :]))
         # Products around a row in the midst of the cut ones: from one that was far
         # out, all of them would lie on each other.
         gram = plane(squares, apart, finite)[0]
