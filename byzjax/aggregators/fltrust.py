@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from byzjax import checks
 from byzjax.aggregators import lift
@@ -49,7 +50,7 @@ def fltrust() -> Aggregator:
         norms, length = stacked.norms(updates).norms, stacked.norm(reference)
         usable = (norms > 0) & (norms < jnp.inf) & (length > 0) & (length < jnp.inf)
         norms = jnp.where(usable, norms, 1)
-        scale = jnp.where(usable, length / norms, 0)
+        scale = jnp.where(usable, stacked.over(length, norms), 0)
         usable &= scale < jnp.inf  # So short a row cannot be made as long as r.
         cosines = _cosines(updates, norms, reference, length)
         trust = jnp.where(usable, jnp.maximum(cosines, 0), 0)
@@ -95,5 +96,7 @@ def _cosines(updates, norms, reference, length):
         x = x * inverses.astype(dtype)[:, None]
         return x * (r.astype(dtype) * inverse.astype(dtype))[None]
 
-    products = stacked.column_sums(terms, updates, reference)
+    # XLA would fold what it knows of them without their units.
+    known = lax.optimization_barrier((updates, reference))
+    products = stacked.column_sums(terms, *known)
     return products / ((norms * inverses) * jnp.where(length > 0, length * inverse, 1))

@@ -208,13 +208,22 @@ def _direction(place, prior):
     def hessian(x):
         return (1 + _RIDGE) * x - root * stacked.product(cosines, root * x)
 
-    bent = root * cg(hessian, root * pulls, tol=_RESIDUAL, maxiter=_MOST_PRODUCTS)[0]
+    bent = root * lax.custom_linear_solve(
+        hessian, root * pulls, _by_conjugate_gradients, symmetric=True
+    )
     # A row holds z where it is: away from it the pull itself leads down for sure.
     bent = jnp.where(jnp.any(place.meets), 0, bent)
     moved = (others + bent) / total * inverse
     steps = place.units * moved - jnp.sum(moved) * place.steps
     length = stacked.product(stacked.product(place.gram, steps), steps)
     return steps, jnp.sqrt(jnp.maximum(lax.stop_gradient(length), 0)), left == 0
+
+
+def _by_conjugate_gradients(matrix, right):
+    # In a unit: the derivatives that are solved for as well are of any size.
+    unit = stacked.power_of_two(jnp.max(jnp.abs(right)))
+    right = right * stacked.inverse(unit)
+    return unit * cg(matrix, right, tol=_RESIDUAL, maxiter=_MOST_PRODUCTS)[0]
 
 
 def _line_search(place, steps, prior):

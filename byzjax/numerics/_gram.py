@@ -106,7 +106,7 @@ def _around_center(rows, origins):
         unit = _range.power_of_two(_range.middle(tops)).astype(one.dtype)
         return (
             jnp.asarray(False),
-            _by_products(rows, origins, _range.inverse(unit)),
+            _by_products(*_range.unfolded((rows, origins)), _range.inverse(unit)),
             unit,
         )
 

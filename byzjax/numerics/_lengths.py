@@ -88,6 +88,8 @@ def _squares(rows, center, index, scales):
             gaps = gaps * scales.astype(dtype)[:, None]
         return (), _square(gaps)
 
+    if scales is not None:
+        rows, center = _range.unfolded((rows, center))
     vectors = None if center is None else list(center)
     blocks = _columns.bundled(rows, vectors)
     return _columns.fold(of_block, *blocks, center=index, parts=parts)[1]
@@ -117,7 +119,7 @@ def _length(leaves):
     def in_unit(_):
         tops = _range.largest([x[None] for x in wide], [None] * len(wide))
         unit = power_of_two(tops[0].astype(one.dtype))
-        parts = [x * inverse(unit).astype(x.dtype) for x in wide]
+        parts = [x * inverse(unit).astype(x.dtype) for x in _range.unfolded(wide)]
         found = total([jnp.sum(part * part) for part in parts])
         return jnp.asarray(False), found, unit
 

@@ -75,6 +75,14 @@ def largest(rows: Sequence[jax.Array], beside: Sequence[jax.Array | None]) -> ja
     return jnp.where(jnp.isnan(tops), jnp.inf, tops)
 
 
+def unfolded(arrays):
+    """The same, of which XLA folds no constants: their squares would be out of range.
+
+    Of rows known when a program is compiled it would make (c x)² into c² x².
+    """
+    return lax.optimization_barrier(arrays)
+
+
 def middle(sizes: jax.Array) -> jax.Array:
     """The middle of sizes [m]: no minority leads it out of the majority's."""
     return jnp.sort(sizes)[sizes.shape[0] // 2]

@@ -105,6 +105,20 @@ def test_tree_equals_ravelled_matrix(row):
     )
 
 
+# What they send is partly of a size of its own.
+OF_THEIR_OWN = ("gaussian", "constant", "random", "small", "rop", "fang krum")
+
+
+@where(lambda row: not row.name.startswith(OF_THEIR_OWN))
+@pytest.mark.parametrize("exponent", [-93, 83])
+def test_squares_out_of_range_change_nothing(row, exponent):
+    """Rows of 1e-28 and 1e25 are rows: a power of two is exact."""
+    x, scale = matrix(4), np.float32(2.0**exponent)
+    got = np.asarray(applied(row, jnp.asarray(x * scale))) / scale
+    wanted = applied(row, jnp.asarray(x))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 @table
 def test_keeps_structure_shapes_and_dtypes(row):
     x = as_tree(matrix())

@@ -1,0 +1,164 @@
+"""Lengths are right wherever they are floats, though their squares are not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import byzjax
+from byzjax.numerics import stacked
+
+FLTRUST = lambda size: byzjax.fltrust()  # noqa: E731
+SCALES = [1e-35, 1e-28, 1e-19, 1e-10, 1.0, 1e15, 1e19, 1e25, 1e36]
+
+
+def rows(m=5, d=300, seed=0):
+    return np.random.default_rng(seed).normal(size=(m, d)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_powers_of_two(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        info = jnp.finfo(dtype)
+        exponents = np.arange(8 - info.maxexp, info.maxexp - 8)
+        powers = jnp.asarray(np.ldexp(np.ones((), dtype), exponents))
+        for at in (1, 1.5, 1.999):
+            np.testing.assert_array_equal(stacked.power_of_two(powers * at), powers)
+        np.testing.assert_array_equal(stacked.inverse(powers) * powers, 1)
+        odd = jnp.asarray([0, jnp.inf, jnp.nan], dtype)
+        np.testing.assert_array_equal(stacked.power_of_two(odd), 1)
+        ends = stacked.power_of_two(jnp.asarray([info.tiny, info.max], dtype))
+        assert jnp.isfinite(stacked.inverse(ends)).all() and jnp.all(ends > 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lengths(dtype):
+    """Rows of any size beside each other, as lengths are taken row by row."""
+    with jax.enable_x64(dtype == np.float64):
+        x = np.concatenate([rows(1, seed=k) * dtype(s) for k, s in enumerate(SCALES)])
+        x = np.concatenate([x, np.zeros_like(x[:1])])
+        exact = np.linalg.norm(np.float64(x), axis=1)
+        got = jax.jit(stacked.distances_to_tree)(jnp.asarray(x), None)
+        np.testing.assert_allclose(got, exact, rtol=1e-5)
+        tree = {"a": jnp.asarray(x[:, :7]), "b": jnp.asarray(x[:, 7:])}
+        norms = jax.jit(lambda tree: stacked.norms(tree).norms)(tree)
+        np.testing.assert_allclose(norms, exact, rtol=1e-5)
+        for row, length in zip(x, exact, strict=True):
+            got = jax.jit(stacked.norm)({"a": row[:7], "b": row[7:]})
+            np.testing.assert_allclose(got, length, rtol=1e-5)
+
+
+# At the ends derivatives would be of what is subnormal, which is taken for zero.
+@pytest.mark.parametrize("scale", SCALES[1:-1])
+def test_derivatives_of_lengths(scale):
+    x = rows() * np.float32(scale)
+    center = x[0] / 2
+
+    def summed(x, c):
+        to = stacked.distances_to_tree(x, c)
+        return jnp.sum(to) + stacked.norm(c) + jnp.sum(stacked.distances_to_row(x, 1))
+
+    to_x, to_center = jax.jit(jax.grad(summed, argnums=(0, 1)))(x, center)
+
+    def units(gaps):
+        lengths = np.linalg.norm(gaps, axis=1, keepdims=True)
+        return gaps / np.where(lengths > 0, lengths, 1)
+
+    x, center = np.float64(x), np.float64(center)
+    away, apart = units(x - center), units(x - x[1])
+    wanted = away + apart
+    wanted[1] -= np.sum(apart, axis=0)
+    np.testing.assert_allclose(to_x, wanted, rtol=1e-4, atol=1e-5)
+    wanted = units(center[None])[0] - np.sum(away, axis=0)
+    np.testing.assert_allclose(to_center, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [-93, -50, 56, 83])
+@pytest.mark.parametrize("m", [5, 65])  # Pair by pair, and by products.
+def test_a_geometry_in_a_unit(exponent, m):
+    x, scale = rows(m), np.float32(2.0**exponent)
+    measure = jax.jit(stacked.geometry)
+    one, got = measure(x), measure(x * scale)
+    size = np.float64(got.unit) / np.float64(scale)
+    np.testing.assert_allclose(got.norms / scale, one.norms, rtol=1e-6)
+    squares = np.float64(got.squared_distances) * size**2
+    np.testing.assert_allclose(squares, one.squared_distances, rtol=1e-5)
+    weights = jnp.full((m,), 1 / m)
+    np.testing.assert_allclose(
+        np.float64(got.squared_distances_to(weights)) * size**2,
+        one.squared_distances_to(weights),
+        rtol=1e-4,
+    )
+
+
+def test_no_minority_moves_the_unit():
+    x = rows(9)
+    for size in (1e-30, 1e30, np.inf):
+        sent = x.copy()
+        sent[:4] *= np.float32(size)
+        assert stacked.geometry(jnp.asarray(sent)).unit == 1
+
+
+@pytest.mark.parametrize("size", [1e-19, 1e-30, 1e20, 1e30])
+@pytest.mark.parametrize("length", [1e-25, 1.0, 8e23])
+def test_fltrust_is_no_longer_than_its_reference(size, length):
+    reference = np.full(10_000, length, np.float32)
+    x = np.full((3, 10_000), size, np.float32)
+    x[0, 0] *= np.float32(1.2)
+    out = jax.jit(byzjax.fltrust().aggregate)(x, reference=reference)
+    got, most = (np.linalg.norm(np.float64(v)) for v in (out, reference))
+    assert got <= most * (1 + 1e-5)
+    assert got > 0.99 * most or size / length < 1e-36 or size / length > 1e37
+
+
+@pytest.mark.parametrize("exponent", [-93, 83])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: byzjax.geometric_median(),
+        lambda size: byzjax.ctma(byzjax.median(), 2),
+        lambda size: byzjax.nnm(byzjax.median(), 2),
+        lambda size: byzjax.clipping(byzjax.mean(), 1.5 * size),
+        lambda size: byzjax.arc(byzjax.geometric_median(), 2),
+        lambda size: byzjax.centered_clipping(1.5 * size),
+        FLTRUST,
+    ],
+)
+def test_derivatives_of_rules_do_not_depend_on_the_unit(make, exponent):
+    size, x = np.float32(2.0**exponent), rows(7, 4)
+
+    def derivative(size):
+        extra = {}
+        if make is FLTRUST:
+            extra = {"reference": jnp.asarray(x[0] * size)}
+        rule = make(size)
+        return jax.jit(jax.jacobian(lambda v: rule.aggregate(v, **extra)))(x * size)
+
+    wanted = derivative(np.float32(1))
+    np.testing.assert_allclose(derivative(size), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_clipped_and_measured_at_any_size():
+    def loss(params, batch):
+        return jnp.vdot(params, batch)
+
+    for size in (1e-28, 1e25):
+        trainer = byzjax.trainer(
+            loss,
+            aggregator=byzjax.mean(),
+            server=optax.sgd(1.0),
+            num_workers=5,
+            num_byzantine=0,
+            max_grad_norm=2 * size,
+        )
+        state = trainer.init(jnp.zeros(300))
+        batches = rows() * np.float32(size)
+        state, metrics = jax.jit(trainer.step)(state, batches, jax.random.key(0))
+        kept = (
+            np.float64(batches) / np.linalg.norm(np.float64(batches), axis=1)[:, None]
+        )
+        mean = 2 * size * np.mean(kept, axis=0)
+        np.testing.assert_allclose(-state.params / size, mean / size, atol=1e-5)
+        got = metrics.aggregate_norm
+        np.testing.assert_allclose(got, np.linalg.norm(mean), rtol=1e-4)
