@@ -35,7 +35,9 @@ class _Place(NamedTuple):
     steps: jax.Array  # b, with z − x_k = Σ b_i (x_i − x_k) / S_i, [m].
     along: jax.Array  # (z − x_k)·(x_i − x_k) / S_i, [m].
     length: jax.Array  # ‖z − x_k‖².
+    rest: jax.Array  # ‖z − x_i‖² − ‖z − x_k‖², [m].
     squares: jax.Array  # ‖z − x_i‖², [m].
+    apart: jax.Array  # ‖x_i − x_j‖², [m, m], 0 if not finite.
     meets: jax.Array  # Which rows z is, [m].
 
 
@@ -122,10 +124,15 @@ def _place(geometry, shares, nearest, spread):
     steps = jnp.where(itself, 0, shares * units)
     along = _precisely(gram, steps)
     length = jnp.maximum(stacked.product(steps, along), 0)
-    squares = jnp.maximum(length - 2 * units * along + reach, 0)
+    rest = reach - 2 * units * along
+    squares = jnp.maximum(length + rest, 0)
     squares = jnp.where(geometry.finite, squares, jnp.inf)
     meets = squares <= _MET**2 * spread**2
-    return _Place(itself, units, gram, steps, along, length, squares, meets)
+    both = geometry.finite[:, None] & geometry.finite[None, :]
+    apart = jnp.where(both, geometry.squared_distances, 0)
+    return _Place(
+        *(itself, units, gram, steps, along, length, rest, squares, apart, meets)
+    )
 
 
 def _precisely(matrix, vector):
@@ -168,6 +175,14 @@ def _pull(place, prior):
     cosines = place.length * inverse[:, None] * inverse[None, :] - towards - towards.T
     ratio = place.units * inverse
     cosines = cosines + ratio[:, None] * ratio[None, :] * place.gram
+    # Between ways of like lengths from how far apart their rows are: the rounding of
+    # `length`, which all of them share, would add up where they are nearly parallel.
+    ways = jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 1)
+    longer = place.rest[:, None] - place.rest[None, :]
+    longer = longer / (ways[:, None] + ways[None, :])
+    chord = (place.apart - longer * longer) * inverse[:, None] * inverse[None, :]
+    alike = (inverse[:, None] <= 2 * inverse[None, :]) & (inverse[:, None] > 0)
+    cosines = jnp.where(alike & alike.T, 1 - chord / 2, cosines)
     others = jnp.where(place.meets, 0, prior)
     pulls = _sum_of_cosines(cosines, others)
     force = jnp.maximum(lax.stop_gradient(stacked.product(pulls, others)), 0)
