@@ -195,8 +195,6 @@ def _by_products(rows, origins, scale=None):
     """
     m = rows[0].shape[0]
     dtype = _columns.widest_accumulator(rows)
-    # What is rare is not cut up, which would take as long to compile again.
-    first_parts = _columns.PRODUCTS if scale is None else 1
 
     def pass_around(center, *, parts):
         gram, squared_norms = _gram_pass(
@@ -212,10 +210,16 @@ def _by_products(rows, origins, scale=None):
 
     def step(carry):
         tries, (*_, better) = carry
+        # These passes are rare: cut up, they would take as long to compile again.
         return tries + 1, pass_around(better, parts=1)
 
-    # The first pass stands by itself, as it can leave out its own centre.
-    start = jnp.int32(1), pass_around(m - 1, parts=first_parts)
+    if scale is None:
+        # The first pass stands by itself, as it can leave out its own centre.
+        start = jnp.int32(1), pass_around(m - 1, parts=_columns.PRODUCTS)
+    else:  # Rare as a whole: one program for all passes.
+        nothing = jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((m,), dtype)
+        last = jnp.int32(m - 1)
+        start = jnp.int32(0), (*nothing, last, jnp.asarray(True), last)
     _, (gram, squared_norms, center, _, _) = lax.while_loop(again, step, start)
     return gram, squared_norms, distances_in(gram)[:m, :m], center
 
