@@ -68,7 +68,9 @@ def _squares_and_units(rows, center, index):
         return jnp.asarray(False), jnp.where(tops < jnp.inf, found, jnp.inf), units
 
     # A loop of one turn at most: of a condition, both sides would run under vmap.
-    left = ~jnp.all(_range.is_safe(squares))
+    # Of its own row the distance is zero, which needs no second look.
+    itself = jnp.arange(one.shape[0]) == (-1 if index is None else index)
+    left = ~jnp.all(_range.is_safe(squares) | (itself & (squares == 0)))
     start = left, squares, one
     _, squares, units = lax.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
