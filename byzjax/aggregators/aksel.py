@@ -18,8 +18,9 @@ def aksel(
       S = \text{the } q \text{ rows nearest } \operatorname{median}(x)
 
     **Guarantee.** Breakdown point f/m for m ≥ 2f + 1 and q ≤ m−f: no row kept is
-    farther from the median than some honest row. A row that is not finite has weight
-    exactly 0; ties go to the lowest index. Three passes over the stack.
+    farther from the median than some honest row, and the median lies within the honest
+    coordinates. A row that is not finite has weight exactly 0; ties go to the lowest
+    index. Three passes over the stack.
 
     Args:
       num_byzantine: f.

@@ -28,9 +28,10 @@ def bulyan(
     rows that are left and with their r−f−2 nearest others (at least one).
 
     **Guarantee.** Breakdown point f/m for m ≥ 4f + 3, and every coordinate lies within
-    the honest ones, which Krum alone cannot promise in high dimension (El Mhamdi et al.
-    2018). A row that is not finite is never chosen; ties go to the lowest index. Two
-    passes over the stack and O(m² (θ + log m)).
+    the honest ones, widened by at most min(1, f/(m−4f)) times their width: what Krum
+    alone cannot promise in high dimension (El Mhamdi et al. 2018). A row that is not
+    finite is never chosen; ties go to the lowest index. Two passes over the stack and
+    O(m² (θ + log m)).
 
     Args:
       num_byzantine: f.

@@ -28,9 +28,10 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
     where its robustness comes from; `aggregate` starts from zero every time.
 
     **Guarantee.** No breakdown below 1/2 in one step: each Byzantine row moves v by at
-    most τ/m an iteration, wherever it is. Robustness comes over time with momentum
-    (Karimireddy et al. 2021, Theorem III). A row that is not finite counts as v. Two
-    passes over the stack, however many iterations.
+    most τ/m an iteration from where the honest ones alone would lead it, wherever it
+    is. Robustness comes over time with momentum (Karimireddy et al. 2021, Theorem III).
+    A row that is not finite counts as v. Two passes over the stack, however many
+    iterations.
 
     Args:
       radius: τ > 0, in units of the updates.

@@ -37,9 +37,10 @@ def dnc(
     **Guarantee.** For m ≥ 2f + 1, filters out rows that shift the mean by more than the
     spread of the honest ones in the coordinates seen (Shejwalkar and Houmansadr 2021),
     if they lie along one direction. Rows far off along several, or at sizes far apart,
-    hide each other, and those left in move the mean: against such it has no bound.
-    A row that is not finite has weight exactly 0; ties go to the lowest index. One pass
-    for the norms, one for the mean, and O(subsample · m²) a round.
+    hide each other, and those left in move the mean: against such it has no bound. A
+    row that is not finite, or 10^18 times as long as most, has weight 0; ties go to the
+    lowest index. One pass for the norms, one for the mean, and O(subsample · m²) a
+    round.
 
     Args:
       num_byzantine: f.

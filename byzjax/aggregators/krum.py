@@ -22,9 +22,11 @@ def krum(
 
     with N_i the m−f−2 nearest *others* of i.
 
-    **Guarantee.** Breakdown point f/m for m ≥ 2f + 3. (c_δ, δ)-robust with
-    c_δ ≤ 6(1 + f/(m−2f)) (Allouah et al. 2023). A row that is not finite is never
-    chosen; ties go to the lowest index. Two passes over the stack and O(m² log m).
+    **Guarantee.** Breakdown point f/m for m ≥ 2f + 3. (c_δ, δ)-robust with c_δ ≤ 6(1 +
+    f/(m−2f)) (Allouah et al. 2023). The row chosen lies within √(q/(q−f+1)) times the
+    largest distance between honest rows from one of them, for q neighbours. A row that
+    is not finite is never chosen; ties go to the lowest index. Two passes over the
+    stack and O(m² log m).
 
     Args:
       num_byzantine: f.

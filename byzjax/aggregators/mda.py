@@ -21,7 +21,8 @@ def mda(num_byzantine: int) -> Aggregator:
     Exact, over all subsets; of equally tight ones the first in lexicographic order.
 
     **Guarantee.** Breakdown point f/m for m ≥ 2f + 1: every subset holds an honest row,
-    and the best is no wider than the honest rows. A row that is not finite has weight
+    and the best is no wider than the honest rows, so every row kept is within the
+    largest distance between these of one of them. A row that is not finite has weight
     exactly 0. Two passes over the stack and O(m²) for each of the (m choose f) subsets:
     m = 20 and f = 9 take about 20 ms on CPU.
 

@@ -13,9 +13,10 @@ def meamed(num_byzantine: int, *, even: str = "midpoint") -> Aggregator:
       S_k = \text{the } m - f \text{ values nearest } \operatorname{median}(x)_k
 
     **Guarantee.** Breakdown point f/m for m ≥ 2f + 1: every value kept is no farther
-    from the median than some honest one. Values that are not finite are never kept; of
-    values equally far the lowest rows are. O(dm log² m) elementwise operations in one
-    pass over the stack.
+    from the median than some honest one, so a coordinate lies within the honest ones,
+    widened by at most f/(m−f) of their width. Values that are not finite are never
+    kept; of values equally far the lowest rows are. O(dm log² m) elementwise operations
+    in one pass over the stack.
 
     Args:
       num_byzantine: f.

@@ -14,8 +14,9 @@ def medoid() -> Aggregator:
     .. math:: A(x) = x_{i^*}, \quad i^* = \arg\min_i \sum_j \|x_i - x_j\|
 
     **Guarantee.** Breakdown point ⌊(m−1)/2⌋/m: the geometric median restricted to the
-    rows. A row that is not finite is never chosen and counts in no sum; ties go to the
-    lowest index. Two passes over the stack.
+    rows. The row chosen lies within 2(h−1)/(h−f) times the largest distance between the
+    h honest rows from each of them. A row that is not finite is never chosen and counts
+    in no sum; ties go to the lowest index. Two passes over the stack.
 
     Returns:
       An `Aggregator`.

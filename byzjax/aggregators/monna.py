@@ -19,8 +19,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
     **Guarantee.** As good as its pivot: if that one is honest, every row kept is no
     farther from it than some honest row. With a Byzantine pivot there is none, except
     that a row that is not finite has weight exactly 0, and all have if the pivot is
-    not. Ties go to the lowest index. Two
-    passes over the stack.
+    not. Ties go to the lowest index. Two passes over the stack.
 
     Args:
       num_byzantine: f.

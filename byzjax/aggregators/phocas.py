@@ -12,9 +12,10 @@ def phocas(num_byzantine: int) -> Aggregator:
     .. math:: A(x)_k = \frac{1}{m - f} \sum_{i \in S_k} x_{ik}, \quad
       S_k = \text{the } m - f \text{ values nearest } \operatorname{CWTM}_f(x)_k
 
-    **Guarantee.** Breakdown point f/m for m ≥ 2f + 1, by the argument for `meamed`.
-    Values that are not finite are never kept; of values equally far the lowest rows
-    are. O(dm log² m) elementwise operations in one pass over the stack.
+    **Guarantee.** Breakdown point f/m for m ≥ 2f + 1, by the argument for `meamed`, and
+    within the same bounds. Values that are not finite are never kept; of values equally
+    far the lowest rows are. O(dm log² m) elementwise operations in one pass over the
+    stack.
 
     Args:
       num_byzantine: f, both what is trimmed at each end and what is left out.

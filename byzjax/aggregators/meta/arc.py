@@ -18,7 +18,7 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
     2024). As k ≥ f, no row is left longer than the longest honest one, so the result is
     bounded by the honest norms even where the base fails. A row that is not finite is
     clipped to zero. Over a geometric base the clipping itself does not touch the
-    coordinates.
+    coordinates, as in `clipping`.
 
     Args:
       rule: the base aggregator.

@@ -25,9 +25,10 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
     of the total weight, the last one in part (ω-CTMA, Dahan and Levy 2024b).
 
     **Guarantee.** (16δ(1+c_δ), δ)-robust if the base is (c_δ, δ)-robust (Lemma 3.1):
-    the optimal O(δ) for a base with c_δ = O(1), δ = f/m < 1/2. Rows that are not finite
-    have weight exactly 0. O(dm + m log m) on top of the base; over a geometric base no
-    further pass over the stack.
+    the optimal O(δ) for a base with c_δ = O(1), δ = f/m < 1/2. No row kept is farther
+    from x₀ than the farthest honest one. Rows that are not finite have weight exactly
+    0. O(dm + m log m) on top of the base; over a geometric base no further pass over
+    the stack.
 
     Args:
       rule: the base aggregator A.

@@ -17,10 +17,12 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
 
     with N_i the m−f rows nearest x_i, itself included; ties to the lowest index.
 
-    **Guarantee.** Turns an (f, κ)-robust rule into an
-    (f, 8f/(m−f)·(κ+1))-robust one (Allouah et al. 2023, Lemma 1), m ≥ 2f + 1. A row
-    that is not finite enters no neighbourhood but its own. O(dm²) for the distances;
-    over a geometric base the mixing itself does not touch the coordinates.
+    **Guarantee.** Turns an (f, κ)-robust rule into an (f, 8f/(m−f)·(κ+1))-robust one
+    (Allouah et al. 2023, Lemma 1), m ≥ 2f + 1. An honest row moves by at most f/(m−f)
+    of the largest distance between honest rows, and a mean of far rows that cancel
+    counts as far. A row that is not finite enters no neighbourhood but its own. O(dm²)
+    for the distances; over a geometric base the mixing itself does not touch the
+    coordinates.
 
     Args:
       rule: the base aggregator.
