@@ -39,6 +39,7 @@ from byzjax.aggregators.smea import smea
 from byzjax.aggregators.trimmed_mean import trimmed_mean
 from byzjax.base import Aggregator, Attack
 from byzjax.robustness import influence
+from byzjax.stacking import stack
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (
     anytime,
@@ -98,6 +99,7 @@ __all__ = [
     "sign_majority",
     "signguard",
     "smea",
+    "stack",
     "storm",
     "trainer",
     "trimmed_mean",

@@ -5,7 +5,8 @@ worker axis, `[m, ...]`. An attack maps stacked to stacked, an aggregator maps s
 to a plain tree `[...]`. Both are optax transformations, so both are links of a chain.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import jax
@@ -37,6 +38,24 @@ class Aggregator(optax.GradientTransformationExtraArgs):
     weights=None, **extra)` takes stacked updates. `aggregate` is the short form for
     use outside a chain; `jax.jit(rule.aggregate)` works.
 
+    In a chain every link is given all extra arguments and ignores those of others;
+    `aggregate` refuses what nothing in the rule takes. What a rule takes are the names
+    of the keyword-only arguments of its `update`; a wrapper that passes others on to
+    its base adds `takes=rule.takes`.
+
+    Sharp edge: a link before a rule sees all rows as one update.
+    `optax.clip_by_global_norm` there scales every honest row down by the length of an
+    attacker's; `byzjax.per_worker(optax.clip_by_global_norm(1.0), num_workers)` clips
+    each row by itself.
+
+    Args:
+      init: parameters → state.
+      update: what to do with stacked updates whose leaves are arrays.
+      weigh: see below.
+      distances: see below.
+      reduce: see below.
+      takes: extra arguments that `update` passes on without naming them.
+
     Attributes:
       init: parameters → state.
       update: stacked updates, state → aggregate, state.
@@ -47,11 +66,18 @@ class Aggregator(optax.GradientTransformationExtraArgs):
       reduce: for rules that act on every coordinate by itself and keep no state, the
         function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows give
         it the mixed ones, at once or in blocks, and never form their stack.
+      takes: names of the extra arguments that the rule or its base reads.
+
+    Raises:
+      ValueError: in `update` and `aggregate`, updates that are not stacked over the
+        workers.
+      TypeError: in `aggregate`, an extra argument that nothing in the rule takes.
     """
 
     weigh: Weigh | None
     distances: bool
     reduce: Callable[[jax.Array], jax.Array] | None
+    takes: frozenset[str]
 
     def __new__(
         cls,
@@ -61,15 +87,17 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[[jax.Array], jax.Array] | None = None,
+        takes: Collection[str] = (),
     ):
         def on_arrays(updates, state, params=None, **extra):
-            checks.num_workers(updates)
+            checks.stacked(updates, params)
             return update(as_arrays(updates), state, params, **extra)
 
         self = super().__new__(cls, init, on_arrays)
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
+        self.takes = keywords(update) | frozenset(takes)
         return self
 
     def aggregate(
@@ -91,8 +119,14 @@ class Aggregator(optax.GradientTransformationExtraArgs):
 
         Returns:
           The aggregate, leaves `[...]` of the dtypes of `updates`.
+
+        Raises:
+          ValueError: updates that are not stacked: leaves with different numbers of
+            workers, a list of trees. `byzjax.stack` makes a stacked tree of such.
+          TypeError: an extra argument that nothing in the rule takes.
         """
-        checks.num_workers(updates)
+        checks.extras("aggregate", extra, self.takes | {"key", "weights"})
+        checks.stacked(updates)
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
         return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
 
@@ -112,10 +146,19 @@ class Attack(optax.GradientTransformationExtraArgs):
         the Byzantine workers would send if they were honest.
       needs_own: whether `forge` reads `own`; if not, it may be None, and a trainer
         need not compute what honest Byzantine workers would have sent.
+      num_byzantine: f as given to the factory, or None.
+      takes: names of the extra arguments that `forge` reads.
+
+    Raises:
+      ValueError: in `update` and `apply`, updates that are not stacked over the
+        workers, or f ≥ m, or f given twice and differently, or not at all.
+      TypeError: in `apply`, an extra argument that the attack does not take.
     """
 
     forge: Callable[..., tuple[Tree, Any]]
     needs_own: bool
+    num_byzantine: int | None
+    takes: frozenset[str]
 
     def __new__(
         cls,
@@ -124,6 +167,7 @@ class Attack(optax.GradientTransformationExtraArgs):
         init=optax.init_empty_state,
         needs_own: bool = False,
         num_byzantine: int | None = None,
+        takes: Collection[str] = (),
     ):
         if num_byzantine is not None:
             checks.count("attack", num_byzantine=num_byzantine)
@@ -133,7 +177,7 @@ class Attack(optax.GradientTransformationExtraArgs):
             updates, state, params=None, *, num_byzantine=None, key=None, **extra
         ):
             f = _one_of(given, num_byzantine)
-            m = checks.num_workers(updates)
+            m = checks.stacked(updates, params)
             updates = as_arrays(updates)
             if f == 0:
                 return updates, state
@@ -172,6 +216,8 @@ class Attack(optax.GradientTransformationExtraArgs):
         self = super().__new__(cls, init, update)
         self.forge = checked_forge
         self.needs_own = needs_own
+        self.num_byzantine = given
+        self.takes = keywords(forge) | frozenset(takes)
         return self
 
     def apply(
@@ -182,12 +228,30 @@ class Attack(optax.GradientTransformationExtraArgs):
         key: jax.Array | None = None,
         **extra: Any,
     ) -> Tree:
-        """Attacks once, from a fresh state: stacked → stacked, same shapes."""
-        checks.num_workers(updates)
+        """Attacks once, from a fresh state: stacked → stacked, same shapes.
+
+        Args:
+          updates: stacked tree, leaves `[m, ...]`.
+          num_byzantine: f, if the factory was not given it.
+          key: a `jax.random.key`, for attacks that draw.
+          **extra: what else the attack asks for by name.
+        """
+        checks.extras("apply", extra, self.takes | {"num_byzantine", "key"})
+        checks.stacked(updates)
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
         return self.update(
             updates, state, None, num_byzantine=num_byzantine, key=key, **extra
         )[0]
+
+
+def keywords(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of a function's keyword-only arguments, but `params` and f."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # Of what is not written in Python.
+        return frozenset()
+    names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return frozenset(names - {"params", "num_byzantine"})
 
 
 def _one_of(given: int | None, passed: int | None) -> int:

@@ -50,7 +50,8 @@ def influence(
       `[m]`, float32 (float64 for float64 leaves).
 
     Raises:
-      TypeError: if `rule` is no aggregator.
+      TypeError: if `rule` is no aggregator, or an extra argument nothing in it takes.
+      ValueError: updates that are not stacked over the workers.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -61,7 +62,8 @@ def influence(
       [0.  0.5 0.5 0. ]
     """
     base.check_aggregator("influence", rule)
-    checks.num_workers(updates)
+    checks.extras("influence", extra, rule.takes)
+    checks.stacked(updates)
     # Half-precision rows would round the derivative, not only the result.
     wide = jax.tree.map(
         lambda x: x.astype(base.accumulator_dtype(x.dtype)), base.as_arrays(updates)

@@ -6,6 +6,7 @@
   `prescaled(name, base, factors)` after a scaling of each.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
     Else sums in another order, and cuts between rows, would round otherwise.
     """
 
+    @functools.wraps(update)
     def either(updates, state, params=None, *, weights=None, **extra):
         def without():
             return update(updates, state, params, weights=None, **extra)
@@ -246,7 +248,7 @@ def premixed(
             return mixed, state
         return rule.update(mixed, state, params, key=key, **extra)
 
-    return Aggregator(rule.init, update)
+    return Aggregator(rule.init, update, takes=rule.takes)
 
 
 def prescaled(
@@ -289,7 +291,7 @@ def prescaled(
         scaled = stacked.scale(updates, s)
         return rule.update(scaled, state, params, key=key, **extra)
 
-    return Aggregator(rule.init, update)
+    return Aggregator(rule.init, update, takes=rule.takes)
 
 
 def clipped_mean(

@@ -60,8 +60,14 @@ def over(
 
         return worst(honest, forged, aggregated)
 
+    if num_byzantine is None:
+        num_byzantine = first.num_byzantine
     return Attack(
-        forge, init=init, needs_own=first.needs_own, num_byzantine=num_byzantine
+        forge,
+        init=init,
+        needs_own=first.needs_own,
+        num_byzantine=num_byzantine,
+        takes=first.takes,
     )
 
 

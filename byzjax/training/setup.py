@@ -1,13 +1,13 @@
 """What a trainer is made of: its parts and numbers, checked once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import optax
 
 from byzjax import checks
-from byzjax.base import Attack
+from byzjax.base import Aggregator, Attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,17 @@ class Setup:
                     f"trainer needs {keyword} to be a function, got {value!r}"
                 )
 
+    def taken_by(self, extra: Collection[str]) -> frozenset[str]:
+        """Which extra arguments of a step the aggregator reads, or may read.
+
+        A chain passes all of them on to links that do not say what they take.
+        """
+        if isinstance(self.aggregator, Aggregator):
+            return self.aggregator.takes - {"key"} | {"weights"}
+        if isinstance(self.aggregator, optax.GradientTransformationExtraArgs):
+            return frozenset(extra)
+        return frozenset()
+
     @property
     def num_honest(self) -> int:
         """h = m − f, whose rows come first."""
@@ -85,3 +96,29 @@ class Setup:
         if self.attack is None or reads_own:
             return self.num_workers
         return self.num_honest
+
+
+def number_of_attackers(
+    given: Any, attack: Any, model_attack: Any, poison: object
+) -> Any:
+    """The trainer's own f, or that of its attacks: one number, never a silent zero."""
+    if given is not None:
+        given = checks.count("trainer", num_byzantine=given)
+    parts = {"attack": attack, "model_state_attack": model_attack, "poison": poison}
+    parts = {keyword: part for keyword, part in parts.items() if part is not None}
+    named = {"num_byzantine": given}
+    for keyword, part in parts.items():
+        if isinstance(part, Attack):
+            named[f"{keyword}'s num_byzantine"] = part.num_byzantine
+    numbers = {name: f for name, f in named.items() if f is not None}
+    if len(set(numbers.values())) > 1:
+        each = " and ".join(f"{name}={f}" for name, f in numbers.items())
+        raise ValueError(f"trainer needs one number of attackers, got {each}")
+    if numbers:
+        return next(iter(numbers.values()))
+    if not parts:
+        return 0
+    raise ValueError(
+        f"trainer needs num_byzantine with {' and '.join(parts)}, got "
+        "num_byzantine=None: say how many of the workers attack, 0 for none"
+    )

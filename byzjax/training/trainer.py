@@ -16,7 +16,7 @@ from byzjax import checks
 from byzjax.aggregators.median import median
 from byzjax.base import Aggregator, Attack, Tree
 from byzjax.training import phases, workers
-from byzjax.training.setup import Setup
+from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
 
 
@@ -26,7 +26,7 @@ def trainer(
     aggregator: optax.GradientTransformation,
     server: optax.GradientTransformation,
     num_workers: int,
-    num_byzantine: int = 0,
+    num_byzantine: int | None = None,
     worker: optax.GradientTransformation | None = None,
     attack: Attack | None = None,
     poison: Callable[[Any], Any] | None = None,
@@ -59,7 +59,8 @@ def trainer(
       server: optax transformation of the aggregate, such as `optax.sgd(0.1)` or
         `byzjax.anytime(optax.sgd(0.1))`.
       num_workers: m.
-      num_byzantine: f, the workers of the last f rows attack.
+      num_byzantine: f, the workers of the last f rows attack. None is the number that
+        the attack was given, and 0 where there is neither attack nor poison.
       worker: optax transformation of each worker's gradient, such as
         `byzjax.momentum(0.9)` or `byzjax.storm()`; None sends plain gradients. One that
         draws noise does so for each worker if its key is a typed one, `jax.random.key`.
@@ -83,10 +84,12 @@ def trainer(
       `weights`, for the aggregator. Jit it, scan it, vmap it, donate its state.
 
     Raises:
-      TypeError: an aggregator, server, worker or attack of the wrong kind.
-      ValueError: f ≥ m, poisoned data that no attack would send; at trace time batches
-        of another number of workers, or an aggregate, update or model state that has
-        not the shapes of what it belongs to.
+      TypeError: an aggregator, server, worker or attack of the wrong kind; in `step`
+        an extra argument that nothing in the aggregator takes.
+      ValueError: an attack or poison without a number of attackers, or with two
+        different ones, f ≥ m, poisoned data that no attack would send; at trace time
+        batches of another number of workers, or an aggregate, update or model state
+        that has not the shapes of what it belongs to.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp, optax
@@ -117,7 +120,9 @@ def trainer(
         aggregator=aggregator,
         server=server,
         num_workers=num_workers,
-        num_byzantine=num_byzantine,
+        num_byzantine=number_of_attackers(
+            num_byzantine, attack, model_state_attack, poison
+        ),
         poison=poison,
         max_grad_norm=max_grad_norm,
         has_model_state=has_model_state,
@@ -138,6 +143,7 @@ def trainer(
     def step(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
+        checks.extras("trainer.step", extra, setup.taken_by(extra))
         _check_batches(batches, setup.num_workers)
         keys = jax.random.split(checks.key("trainer.step", key), 4)
         sent = phases.messages(setup, state, batches)

@@ -36,7 +36,8 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
       An optax transformation; its state is one copy of the gradients.
 
     Raises:
-      ValueError: if decay is outside [0, 1).
+      ValueError: if decay is outside [0, 1); in `update`, gradients not like the
+        params, such as stacked ones: `byzjax.per_worker` serves these.
       TypeError: if a leaf of the params is not real floating point.
 
     Example:
@@ -64,7 +65,7 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         checks.floating("momentum", updates)
-        checks.alike("momentum", "updates", updates, state.momentum)
+        checks.one_worker("momentum", updates, state.momentum)
         keep = schedules.value_at(decay, state.count)
 
         def average(g, m):
