@@ -48,6 +48,7 @@ from byzjax.transforms import (
     momentum,
     mu2sgd,
     mu2sgd_authors,
+    per_worker,
     storm,
 )
 
@@ -94,6 +95,7 @@ __all__ = [
     "multi_krum",
     "nnm",
     "partition",
+    "per_worker",
     "phocas",
     "poisoning",
     "sign_majority",

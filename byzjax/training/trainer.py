@@ -15,9 +15,10 @@ import optax
 from byzjax import checks
 from byzjax.aggregators.median import median
 from byzjax.base import Aggregator, Attack, Tree
-from byzjax.training import phases, workers
+from byzjax.training import phases
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
+from byzjax.transforms.per_worker import copies
 
 
 def trainer(
@@ -185,7 +186,7 @@ def _initial(setup, params, model_state):
     params = jax.tree.map(jnp.copy, params)
     model_state = jax.tree.map(jnp.copy, model_state)
     attack, model_attack = setup.attack, setup.model_attack
-    worker_state = workers.copies(setup.worker.init(params), setup.num_computed)
+    worker_state = copies(setup.worker.init(params), setup.num_computed)
     rule_state = setup.model_rule.init(model_state) if setup.has_model_state else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
