@@ -63,6 +63,13 @@ class Setup:
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+        whose = {"worker": "a worker's gradient", "server": "the aggregate"}
+        for keyword, what in whose.items():
+            if isinstance(getattr(self, keyword), Aggregator | Attack):
+                raise TypeError(
+                    f"trainer needs {keyword} to read one tree, {what}, not a stack, "
+                    f"got {getattr(self, keyword)!r}"
+                )
         functions = {"loss_fn": self.loss_fn}
         if self.poison is not None:
             functions["poison"] = self.poison

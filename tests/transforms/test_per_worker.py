@@ -108,7 +108,7 @@ def test_a_bad_row_is_its_own_only_and_forgotten():
     _, state = many.update(rows, state, PARAMS)
     bad = jax.tree.map(lambda x: x.at[2].set(jnp.nan), gradients(1))
     sent, after = many.update(bad, state, PARAMS)
-    assert np.isnan(sent["w"][2]).all() and np.isfinite(sent["w"][[0, 1, 3, 4]]).all()
+    assert np.isfinite(sent["w"]).all(axis=(1, 2)).tolist() == [1, 1, 0, 1, 1]
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(x[2], y[2]), after.ema, state.ema
     )
