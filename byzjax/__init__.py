@@ -1,6 +1,9 @@
 """Byzantine-robust training in JAX: aggregators, attacks, μ²-SGD."""
 
-from byzjax import attacks, partition, poisoning
+import importlib.metadata
+import sys
+
+from byzjax import attacks, partition, poisoning, written
 from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.caf import caf
@@ -107,3 +110,13 @@ __all__ = [
     "trimmed_mean",
     "with_key",
 ]
+
+try:
+    __version__ = importlib.metadata.version("byzjax")
+except importlib.metadata.PackageNotFoundError:  # Sources that nobody installed.
+    __version__ = "0+unknown"
+
+# A rule's repr is how one writes it.
+written.factories(sys.modules[__name__], __all__)
+written.factories(attacks, attacks.__all__, prefix="attacks.")
+written.factories(poisoning, ("label_flip", "backdoor"), prefix="poisoning.")

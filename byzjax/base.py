@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from byzjax import checks
+from byzjax.written import Written
 
 Tree = Any  # A pytree of arrays.
 Check = Callable[[int], None]  # Raises if a rule cannot serve this many workers.
@@ -29,7 +30,7 @@ class Weigh(Protocol):
     ) -> jax.Array: ...
 
 
-class Aggregator(optax.GradientTransformationExtraArgs):
+class Aggregator(Written, optax.GradientTransformationExtraArgs):
     """A robust mean of the workers' rows: `[m, ...]` in, `[...]` out.
 
     It is an `optax.GradientTransformationExtraArgs`, hence a link of `optax.chain` and
@@ -37,6 +38,8 @@ class Aggregator(optax.GradientTransformationExtraArgs):
     *unstacked* parameters, and `update(updates, state, params=None, *, key=None,
     weights=None, **extra)` takes stacked updates. `aggregate` is the short form for
     use outside a chain; `jax.jit(rule.aggregate)` works.
+
+    One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`.
 
     In a chain every link is given all extra arguments and ignores those of others;
     `aggregate` refuses what nothing in the rule takes. What a rule takes are the names
@@ -131,7 +134,7 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
 
 
-class Attack(optax.GradientTransformationExtraArgs):
+class Attack(Written, optax.GradientTransformationExtraArgs):
     """What the Byzantine workers send: stacked in, stacked out, last f rows changed.
 
     As a link of `optax.chain` it red-teams an existing pipeline; give it

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from byzjax.base import Tree
+from byzjax.written import Written
 
 
 class TrainState(NamedTuple):
@@ -30,8 +31,16 @@ class Metrics(NamedTuple):
     honest_distance: jax.Array  # ‖A − mean of the honest messages‖.
 
 
-class Trainer(NamedTuple):
-    """A pure pair: `init(params, model_state=None)` and `step(state, batches, key)`."""
-
+class _Pair(NamedTuple):
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Metrics]]
+
+
+class Trainer(Written, _Pair):
+    """A pure pair: `init(params, model_state=None)` and `step(state, batches, key)`.
+
+    Attributes:
+      init: params `[...]`, and the model state if there is one → `TrainState`.
+      step: state, batches `[m, b, ...]`, key, extra arguments of the aggregator →
+        `TrainState`, `Metrics`.
+    """
