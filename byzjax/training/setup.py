@@ -24,6 +24,7 @@ class Setup:
     poison: Callable[[Any], Any] | None
     max_grad_norm: float | None
     has_model_state: bool
+    has_aux: bool
     model_rule: optax.GradientTransformation
     model_attack: Attack | None
     workers_at_once: int | None

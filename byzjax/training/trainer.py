@@ -33,6 +33,7 @@ def trainer(
     poison: Callable[[Any], Any] | None = None,
     max_grad_norm: float | None = None,
     has_model_state: bool = False,
+    has_aux: bool = False,
     model_state_aggregator: Aggregator | None = None,
     model_state_attack: Attack | None = None,
     workers_at_once: int | None = None,
@@ -70,6 +71,10 @@ def trainer(
         `byzjax.poisoning.label_flip(10)`.
       max_grad_norm: each worker's gradient is scaled down to this norm, if larger.
       has_model_state: whether `loss_fn` has the second form.
+      has_aux: whether `loss_fn` returns metrics of your own beside the loss, any tree
+        of arrays, as in `jax.value_and_grad`: (loss, aux), or with a model state
+        (loss, (new state, aux)). They are taken at x_t, never sent, attacked or
+        aggregated, and reported for each honest worker as `Metrics.aux`.
       model_state_aggregator: rule for the workers' new model states, by default the
         coordinate-wise median. Never an unprotected mean unless you say so.
       model_state_attack: what the Byzantine workers send as model state; None: what
@@ -89,7 +94,8 @@ def trainer(
         an extra argument that nothing in the aggregator takes.
       ValueError: an attack or poison without a number of attackers, or with two
         different ones, f ≥ m, poisoned data that no attack would send; at trace time
-        batches of another number of workers, or an aggregate, update or model state
+        batches of another number of workers, a `loss_fn` that returns another form, or
+        an aggregate, update or model state
         that has not the shapes of what it belongs to.
 
     Example:
@@ -113,6 +119,7 @@ def trainer(
       [1. 1. 1.]
     """
     checks.flag("trainer", has_model_state=has_model_state)
+    checks.flag("trainer", has_aux=has_aux)
     model_rule = median() if model_state_aggregator is None else model_state_aggregator
     setup = Setup(
         loss_fn=loss_fn,
@@ -127,6 +134,7 @@ def trainer(
         poison=poison,
         max_grad_norm=max_grad_norm,
         has_model_state=has_model_state,
+        has_aux=has_aux,
         model_rule=model_rule,
         model_attack=model_state_attack,
         workers_at_once=workers_at_once,

@@ -11,10 +11,15 @@ from byzjax.transforms import schedules
 
 
 class MomentumState(NamedTuple):
-    """State of `momentum`."""
+    """State of `momentum`.
 
-    count: jax.Array  # []; steps taken
-    momentum: optax.Updates  # m_t, like params
+    Attributes:
+      count: steps taken, [], int32; in steps with a bad batch it stays.
+      momentum: m_t, as last sent, like params; zeros before the first step.
+    """
+
+    count: jax.Array  # []
+    momentum: optax.Updates
 
 
 def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:

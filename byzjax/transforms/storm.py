@@ -11,10 +11,15 @@ from byzjax.transforms import schedules
 
 
 class StormState(NamedTuple):
-    """State of `storm`."""
+    """State of `storm`.
 
-    count: jax.Array  # []; steps taken
-    momentum: optax.Updates  # d_t, like params
+    Attributes:
+      count: steps taken, [], int32; in steps with a bad batch it stays.
+      momentum: d_t, as last sent, like params; zeros before the first step.
+    """
+
+    count: jax.Array  # []
+    momentum: optax.Updates
 
 
 def storm(
