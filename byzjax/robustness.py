@@ -13,6 +13,7 @@ def influence(
     rule: Aggregator,
     updates: Tree,
     *,
+    state: Any = None,
     key: jax.Array | None = None,
     weights: jax.Array | None = None,
     **extra: Any,
@@ -42,6 +43,9 @@ def influence(
     Args:
       rule: any aggregator.
       updates: stacked tree, leaves `[m, ...]`, where the verdict is asked for.
+      state: for rules that remember, the state before these updates, as `update` was
+        given it: such as `state.aggregator_state` of a trainer's state, or the rule's
+        part of a chain's. It is held constant. None is a fresh one.
       key: for rules that draw; the verdict is on this draw.
       weights: `[m]`, for the rules that take them.
       **extra: what else the rule asks for by name.
@@ -51,7 +55,8 @@ def influence(
 
     Raises:
       TypeError: if `rule` is no aggregator, or an extra argument nothing in it takes.
-      ValueError: updates that are not stacked over the workers.
+      ValueError: updates that are not stacked over the workers, or a state that is not
+        this rule's.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -65,12 +70,18 @@ def influence(
     checks.extras("influence", extra, rule.takes)
     checks.stacked(updates)
     # Half-precision rows would round the derivative, not only the result.
-    wide = jax.tree.map(
-        lambda x: x.astype(base.accumulator_dtype(x.dtype)), base.as_arrays(updates)
-    )
+    wide = jax.tree.map(_widened, base.as_arrays(updates))
+
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), wide)
+    if state is None:
+        state = rule.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one))
+    else:
+        checks.alike("influence", "state", state, jax.eval_shape(rule.init, one))
+        state = jax.tree.map(_widened, state)
 
     def aggregate(rows):
-        return rule.aggregate(rows, key=key, weights=weights, **extra)
+        extras = {"key": key, "weights": weights, **extra}
+        return rule.update(rows, state, None, **extras)[0]
 
     out, pull_back = jax.vjp(aggregate, wide)
     leaves, structure = jax.tree.flatten(out)
@@ -88,3 +99,11 @@ def influence(
         for x, v in zip(jax.tree.leaves(pulled), signs, strict=True)
     ]
     return jnp.sum(jnp.stack(shares), axis=0) / max(size, 1)
+
+
+def _widened(leaf):
+    """Floats in the dtype that is computed in; others, such as counts, as they are."""
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(base.accumulator_dtype(leaf.dtype))
