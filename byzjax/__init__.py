@@ -40,7 +40,8 @@ from byzjax.aggregators.sign_majority import sign_majority
 from byzjax.aggregators.signguard import signguard
 from byzjax.aggregators.smea import smea
 from byzjax.aggregators.trimmed_mean import trimmed_mean
-from byzjax.base import Aggregator, Attack
+from byzjax.attack import Attack
+from byzjax.base import Aggregator
 from byzjax.robustness import influence
 from byzjax.stacking import stack
 from byzjax.training import Metrics, Trainer, TrainState, trainer

@@ -304,10 +304,14 @@ def floating(owner: str, tree: Any) -> None:
 
 def alike(owner: str, what: str, tree: Any, like: Any) -> None:
     """Raises unless two trees agree in structure and shapes: nothing may broadcast."""
-    got, want = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, like)
+
+    def shape(leaf):
+        return tuple(getattr(leaf, "shape", ()))
+
+    got, want = jax.tree.map(shape, tree), jax.tree.map(shape, like)
     same = jax.tree.structure(tree) == jax.tree.structure(like)
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=False)
-    if not same or any(jnp.shape(x) != jnp.shape(y) for x, y in pairs):
+    if not same or any(shape(x) != shape(y) for x, y in pairs):
         raise ValueError(
             f"{owner} needs {what} to have the structure and shapes of {want}, "
             f"got {got}"

@@ -23,7 +23,7 @@ MAX_LINES = 350
 LAYERS = [
     ["byzjax.checks", "byzjax.written"],
     ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
-    ["byzjax.stacking"],
+    ["byzjax.attack", "byzjax.stacking"],
     ["byzjax.numerics", "byzjax.numerics._loops", "byzjax.numerics._reductions"],
     [
         "byzjax.numerics._network",

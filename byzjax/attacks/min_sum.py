@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import disguise
 from byzjax.attacks.disguise import Perturbation
-from byzjax.base import Attack
 from byzjax.numerics import stacked
 
 

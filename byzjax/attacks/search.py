@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 
 from byzjax import base
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Aggregator, Attack, Tree
+from byzjax.base import Aggregator, Tree
 
 
 class SearchState(NamedTuple):

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from byzjax import base, checks
-from byzjax.base import Attack, Tree, accumulator_dtype
+from byzjax.attack import Attack
+from byzjax.base import Tree, accumulator_dtype
 from byzjax.numerics import stacked
 from byzjax.training import workers
 from byzjax.training.setup import Setup

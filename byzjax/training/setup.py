@@ -7,7 +7,8 @@ from typing import Any
 import optax
 
 from byzjax import checks
-from byzjax.base import Aggregator, Attack
+from byzjax.attack import Attack
+from byzjax.base import Aggregator
 
 
 @dataclasses.dataclass(frozen=True)

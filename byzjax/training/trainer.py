@@ -14,7 +14,8 @@ import optax
 
 from byzjax import checks
 from byzjax.aggregators.median import median
-from byzjax.base import Aggregator, Attack, Tree
+from byzjax.attack import Attack
+from byzjax.base import Aggregator, Tree
 from byzjax.training import phases
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState

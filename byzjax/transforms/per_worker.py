@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from byzjax import base, checks
-from byzjax.base import Aggregator, Attack, Tree
+from byzjax.attack import Attack
+from byzjax.base import Aggregator, Tree
 
 
 def per_worker(
