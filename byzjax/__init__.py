@@ -3,7 +3,7 @@
 import importlib.metadata
 import sys
 
-from byzjax import attacks, partition, poisoning, written
+from byzjax import attacks, layers, partition, poisoning, written
 from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.caf import caf
@@ -87,6 +87,7 @@ __all__ = [
     "geometric_median",
     "influence",
     "krum",
+    "layers",
     "mda",
     "meamed",
     "mean",
