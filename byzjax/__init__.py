@@ -1,6 +1,9 @@
 """Byzantine-robust training in JAX: aggregators, attacks, μ²-SGD."""
 
-from byzjax import attacks, partition, poisoning
+import importlib.metadata
+import sys
+
+from byzjax import attacks, layers, partition, poisoning, written
 from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.caf import caf
@@ -37,8 +40,10 @@ from byzjax.aggregators.sign_majority import sign_majority
 from byzjax.aggregators.signguard import signguard
 from byzjax.aggregators.smea import smea
 from byzjax.aggregators.trimmed_mean import trimmed_mean
-from byzjax.base import Aggregator, Attack
+from byzjax.attack import Attack
+from byzjax.base import Aggregator
 from byzjax.robustness import influence
+from byzjax.stacking import stack
 from byzjax.training import Metrics, Trainer, TrainState, trainer
 from byzjax.transforms import (
     anytime,
@@ -47,6 +52,7 @@ from byzjax.transforms import (
     momentum,
     mu2sgd,
     mu2sgd_authors,
+    per_worker,
     storm,
 )
 
@@ -81,6 +87,7 @@ __all__ = [
     "geometric_median",
     "influence",
     "krum",
+    "layers",
     "mda",
     "meamed",
     "mean",
@@ -93,13 +100,25 @@ __all__ = [
     "multi_krum",
     "nnm",
     "partition",
+    "per_worker",
     "phocas",
     "poisoning",
     "sign_majority",
     "signguard",
     "smea",
+    "stack",
     "storm",
     "trainer",
     "trimmed_mean",
     "with_key",
 ]
+
+try:
+    __version__ = importlib.metadata.version("byzjax")
+except importlib.metadata.PackageNotFoundError:  # Sources that nobody installed.
+    __version__ = "0+unknown"
+
+# A rule's repr is how one writes it.
+written.factories(sys.modules[__name__], __all__)
+written.factories(attacks, attacks.__all__, prefix="attacks.")
+written.factories(poisoning, ("label_flip", "backdoor"), prefix="poisoning.")

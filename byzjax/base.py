@@ -1,11 +1,12 @@
-"""The two protocols of the library, `Aggregator` and `Attack`, and what both share.
+"""The protocol `Aggregator`, and what it shares with `byzjax.attack.Attack`.
 
 A *stacked tree* is a pytree of floating-point arrays whose every leaf starts with the
 worker axis, `[m, ...]`. An attack maps stacked to stacked, an aggregator maps stacked
 to a plain tree `[...]`. Both are optax transformations, so both are links of a chain.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 
 from byzjax import checks
+from byzjax.written import Written
 
 Tree = Any  # A pytree of arrays.
 Check = Callable[[int], None]  # Raises if a rule cannot serve this many workers.
@@ -28,7 +30,7 @@ class Weigh(Protocol):
     ) -> jax.Array: ...
 
 
-class Aggregator(optax.GradientTransformationExtraArgs):
+class Aggregator(Written, optax.GradientTransformationExtraArgs):
     """A robust mean of the workers' rows: `[m, ...]` in, `[...]` out.
 
     It is an `optax.GradientTransformationExtraArgs`, hence a link of `optax.chain` and
@@ -36,6 +38,27 @@ class Aggregator(optax.GradientTransformationExtraArgs):
     *unstacked* parameters, and `update(updates, state, params=None, *, key=None,
     weights=None, **extra)` takes stacked updates. `aggregate` is the short form for
     use outside a chain; `jax.jit(rule.aggregate)` works.
+
+    One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`.
+
+    In a chain every link is given all extra arguments and ignores those of others;
+    `aggregate` refuses what nothing in the rule takes. What a rule takes are the names
+    of the keyword-only arguments of its `update`; a wrapper that passes others on to
+    its base adds `takes=rule.takes`.
+
+    Sharp edge: a link before a rule sees all rows as one update.
+    `optax.clip_by_global_norm` there scales every honest row down by the length of an
+    attacker's; `byzjax.per_worker(optax.clip_by_global_norm(1.0), num_workers)` clips
+    each row by itself.
+
+    Args:
+      init: parameters → state.
+      update: what to do with stacked updates whose leaves are arrays.
+      weigh: see below.
+      distances: see below.
+      reduce: see below.
+      by_rank: see below.
+      takes: extra arguments that `update` passes on without naming them.
 
     Attributes:
       init: parameters → state.
@@ -47,11 +70,21 @@ class Aggregator(optax.GradientTransformationExtraArgs):
       reduce: for rules that act on every coordinate by itself and keep no state, the
         function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows give
         it the mixed ones, at once or in blocks, and never form their stack.
+      by_rank: whether `reduce` is a mean of the sorted values with weights of their
+        ranks alone, as the median; derivatives then need no more than the ranks.
+      takes: names of the extra arguments that the rule or its base reads.
+
+    Raises:
+      ValueError: in `update` and `aggregate`, updates that are not stacked over the
+        workers.
+      TypeError: in `aggregate`, an extra argument that nothing in the rule takes.
     """
 
     weigh: Weigh | None
     distances: bool
     reduce: Callable[[jax.Array], jax.Array] | None
+    by_rank: bool
+    takes: frozenset[str]
 
     def __new__(
         cls,
@@ -61,15 +94,19 @@ class Aggregator(optax.GradientTransformationExtraArgs):
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[[jax.Array], jax.Array] | None = None,
+        by_rank: bool = False,
+        takes: Collection[str] = (),
     ):
         def on_arrays(updates, state, params=None, **extra):
-            checks.num_workers(updates)
+            checks.stacked(updates, params)
             return update(as_arrays(updates), state, params, **extra)
 
         self = super().__new__(cls, init, on_arrays)
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
+        self.by_rank = by_rank
+        self.takes = keywords(update) | frozenset(takes)
         return self
 
     def aggregate(
@@ -91,121 +128,26 @@ class Aggregator(optax.GradientTransformationExtraArgs):
 
         Returns:
           The aggregate, leaves `[...]` of the dtypes of `updates`.
+
+        Raises:
+          ValueError: updates that are not stacked: leaves with different numbers of
+            workers, a list of trees. `byzjax.stack` makes a stacked tree of such.
+          TypeError: an extra argument that nothing in the rule takes.
         """
-        checks.num_workers(updates)
+        checks.extras("aggregate", extra, self.takes | {"key", "weights"})
+        checks.stacked(updates)
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
         return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
 
 
-class Attack(optax.GradientTransformationExtraArgs):
-    """What the Byzantine workers send: stacked in, stacked out, last f rows changed.
-
-    As a link of `optax.chain` it red-teams an existing pipeline; give it
-    `num_byzantine` then. The trainer passes its own number, and leave it out there.
-
-    Attributes:
-      init: parameters → state.
-      update: stacked updates, state → stacked updates, state. Extra arguments
-        `num_byzantine` and `key`.
-      forge: `forge(honest, own, state, *, num_byzantine, key, **extra)` → the f
-        messages, stacked `[f, ...]`, and the new state. `own` are the messages that
-        the Byzantine workers would send if they were honest.
-      needs_own: whether `forge` reads `own`; if not, it may be None, and a trainer
-        need not compute what honest Byzantine workers would have sent.
-    """
-
-    forge: Callable[..., tuple[Tree, Any]]
-    needs_own: bool
-
-    def __new__(
-        cls,
-        forge,
-        *,
-        init=optax.init_empty_state,
-        needs_own: bool = False,
-        num_byzantine: int | None = None,
-    ):
-        if num_byzantine is not None:
-            checks.count("attack", num_byzantine=num_byzantine)
-        given = num_byzantine
-
-        def update(
-            updates, state, params=None, *, num_byzantine=None, key=None, **extra
-        ):
-            f = _one_of(given, num_byzantine)
-            m = checks.num_workers(updates)
-            updates = as_arrays(updates)
-            if f == 0:
-                return updates, state
-            if not f < m:
-                raise ValueError(
-                    "an attack needs num_byzantine < num_workers, got "
-                    f"num_byzantine={f} and num_workers={m}"
-                )
-            honest = jax.tree.map(lambda leaf: leaf[: m - f], updates)
-            own = jax.tree.map(lambda leaf: leaf[m - f :], updates)
-            messages, state = checked_forge(
-                honest, own, state, num_byzantine=f, key=key, params=params, **extra
-            )
-            return stack_rows(honest, messages, "an attack", "its messages"), state
-
-        def checked_forge(honest, own, state, *, num_byzantine, **extra):
-            f = _one_of(given, num_byzantine)
-            checks.num_workers(honest)
-            honest = as_arrays(honest)
-            if f == 0:
-                return jax.tree.map(lambda leaf: leaf[:0], honest), state
-            if own is not None:
-                rows = checks.num_workers(own)
-                if rows != f:
-                    raise ValueError(
-                        "an attack needs num_byzantine rows of own messages, got "
-                        f"{rows} and num_byzantine={f}"
-                    )
-                own = as_arrays(own)
-            sent, after = forge(honest, own, state, num_byzantine=f, **extra)
-            # A bad batch of one honest worker is no reason to lose what was learnt.
-            if jax.tree.structure(after) == jax.tree.structure(state):
-                after = kept(stays_finite(after, state), after, state)
-            return sent, after
-
-        self = super().__new__(cls, init, update)
-        self.forge = checked_forge
-        self.needs_own = needs_own
-        return self
-
-    def apply(
-        self,
-        updates: Tree,
-        *,
-        num_byzantine: int | None = None,
-        key: jax.Array | None = None,
-        **extra: Any,
-    ) -> Tree:
-        """Attacks once, from a fresh state: stacked → stacked, same shapes."""
-        checks.num_workers(updates)
-        state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
-        return self.update(
-            updates, state, None, num_byzantine=num_byzantine, key=key, **extra
-        )[0]
-
-
-def _one_of(given: int | None, passed: int | None) -> int:
-    """The number of Byzantine workers, from the factory or from the caller."""
-    if given is None and passed is None:
-        raise ValueError(
-            "an attack needs num_byzantine: give it to the attack's factory, or pass "
-            "num_byzantine=... to update or apply"
-        )
-    if given is not None and passed is not None and given != passed:
-        raise ValueError(
-            "an attack needs one num_byzantine, got "
-            f"num_byzantine={given} in its factory and num_byzantine={passed} passed"
-        )
-    if given is not None:
-        return given
-    assert passed is not None
-    return checks.count("attack", num_byzantine=passed)
+def keywords(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of a function's keyword-only arguments, but `params` and f."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # Of what is not written in Python.
+        return frozenset()
+    names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return frozenset(names - {"params", "num_byzantine"})
 
 
 def as_arrays(tree: Tree) -> Tree:

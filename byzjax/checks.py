@@ -3,8 +3,9 @@
 The first argument is the name that the error begins with.
 """
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -38,19 +39,108 @@ def num_workers(updates: Any) -> int:
         if len(leaf.shape) == 0:
             raise ValueError(
                 "updates need a worker axis in front of every leaf, got a scalar at "
-                f"{where}"
+                f"{where}: {_how_to_stack(updates)}"
             )
         counts.setdefault(leaf.shape[0], where)
     if len(counts) > 1:
         (m0, at0), (m1, at1), *_ = counts.items()
         raise ValueError(
             "updates need the same number of workers in every leaf, got "
-            f"{m0} at {at0} and {m1} at {at1}"
+            f"{m0} at {at0} and {m1} at {at1}: {_how_to_stack(updates)}"
         )
     (m,) = counts
     if m == 0:
         raise ValueError("updates need at least one worker, got num_workers=0")
     return m
+
+
+def stacked(updates: Any, params: Any = None) -> int:
+    """`num_workers` of what has to be stacked over them, like `params` if given.
+
+    Raises:
+      ValueError: leaves that are not [num_workers, *shape of the parameter]; without
+        params a list of equal trees that has a number a worker somewhere, which hardly
+        is a stacked tree.
+    """
+    m = num_workers(updates)
+    if params is None:
+        if _is_list_of_trees(updates) and any(
+            x.ndim == 1 for x in jax.tree.leaves(updates)
+        ):
+            raise ValueError(
+                f"updates need to be one stacked tree, got a {type(updates).__name__} "
+                f"of {len(updates)} equal trees: {_how_to_stack(updates)}; a tree that "
+                "is stacked already goes in as a dict, or to update with its params"
+            )
+        return m
+    got, want = jax.tree.structure(updates), jax.tree.structure(params)
+    if got != want:
+        raise ValueError(
+            f"updates need to be stacked, with the structure of params, {want}, got "
+            f"{got}: {_how_to_stack(updates)}"
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(updates),
+        jax.tree.leaves(params),
+        strict=True,
+    )
+    for (path, leaf), param in pairs:
+        if tuple(leaf.shape) != (m, *jnp.shape(param)):
+            where = jax.tree_util.keystr(path) or "the array"
+            raise ValueError(
+                "updates need to be stacked, [num_workers, *shape of the parameter], "
+                f"got shape {leaf.shape} at {where} for a parameter of shape "
+                f"{jnp.shape(param)}: {_how_to_stack(updates)}"
+            )
+    return m
+
+
+def _how_to_stack(updates: Any) -> str:
+    """What to do with updates that are not stacked, for the end of an error."""
+    if _is_list_of_trees(updates):
+        return "a list of one tree a worker is stacked by byzjax.stack(trees)"
+    return (
+        "stacked leaves are [num_workers, ...], as jax.vmap(jax.grad(loss_fn), "
+        "(None, 0)) makes them of params and [num_workers, ...] batches"
+    )
+
+
+def _is_list_of_trees(updates: Any) -> bool:
+    """Whether it is a list or tuple of at least two trees of equal arrays."""
+    if not isinstance(updates, list | tuple) or hasattr(updates, "_fields"):
+        return False
+    kinds = {jax.tree.structure(tree) for tree in updates}
+    shapes = {tuple(np.shape(x) for x in jax.tree.leaves(tree)) for tree in updates}
+    return len(updates) > 1 and len(kinds) == len(shapes) == 1
+
+
+def extras(owner: str, given: Collection[str], takes: Collection[str]) -> None:
+    """Refuses a keyword that nothing would read, as a misspelt one is not.
+
+    Raises:
+      TypeError: as Python does for a function without such a keyword.
+    """
+    for name in given:
+        if name in takes:
+            continue
+        near = difflib.get_close_matches(name, takes, n=1)
+        raise TypeError(
+            f"{owner} needs keywords that it takes ({', '.join(sorted(takes))}), got "
+            f"{name}=...{f': did you mean {near[0]}?' if near else ''}"
+        )
+
+
+def one_worker(owner: str, updates: Any, like: Any) -> None:
+    """`alike` for a transformation of one worker, that may stand before a rule."""
+    same = jax.tree.structure(updates) == jax.tree.structure(like)
+    pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(like), strict=False)
+    if same and all(jnp.shape(x)[1:] == jnp.shape(y) != jnp.shape(x) for x, y in pairs):
+        m = jnp.shape(jax.tree.leaves(updates)[0])[0]
+        raise ValueError(
+            f"{owner} needs the updates of one worker, got a row for each of {m}: "
+            f"byzjax.per_worker({owner}(...), num_workers={m}) keeps a state for each"
+        )
+    alike(owner, "updates", updates, like)
 
 
 def count(name: str, *, minimum: int = 0, **value: Any) -> int:
@@ -191,6 +281,16 @@ def key(name: str, key: Any) -> jax.Array:
     return key
 
 
+def arrays(owner: str, tree: Any) -> None:
+    """Raises if a leaf is no array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"{owner} needs arrays as leaves, got {type(leaf).__name__} at "
+                f"trees{jax.tree_util.keystr(path)}"
+            )
+
+
 def floating(owner: str, tree: Any) -> None:
     """Raises if a leaf is not floating-point."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -204,10 +304,14 @@ def floating(owner: str, tree: Any) -> None:
 
 def alike(owner: str, what: str, tree: Any, like: Any) -> None:
     """Raises unless two trees agree in structure and shapes: nothing may broadcast."""
-    got, want = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, like)
+
+    def shape(leaf):
+        return tuple(getattr(leaf, "shape", ()))
+
+    got, want = jax.tree.map(shape, tree), jax.tree.map(shape, like)
     same = jax.tree.structure(tree) == jax.tree.structure(like)
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=False)
-    if not same or any(jnp.shape(x) != jnp.shape(y) for x, y in pairs):
+    if not same or any(shape(x) != shape(y) for x, y in pairs):
         raise ValueError(
             f"{owner} needs {what} to have the structure and shapes of {want}, "
             f"got {got}"

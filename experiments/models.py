@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+import byzjax
 from experiments import layers
 
 
@@ -52,6 +53,18 @@ def dense(features: int, inputs: jax.Array) -> jax.Array:
     return nn.Dense(features, kernel_init=start, bias_init=start)(inputs)
 
 
+def convolve(images: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
+    """With k // 2 zeros around, for odd k."""
+    r = kernel.shape[0] // 2
+    return byzjax.layers.conv_general_dilated(
+        images,
+        kernel,
+        (strides, strides),
+        ((r, r), (r, r)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 class Conv(nn.Module):
     """`nn.Conv` without bias, odd size, zeros around."""
 
@@ -64,9 +77,7 @@ class Conv(nn.Module):
         channels = images.shape[-1]
         shape = self.size, self.size, channels, self.features
         kernel = self.param("kernel", _within(math.prod(shape[:3])), shape)
-        if self.strides == 1:
-            return layers.convolve(images, kernel)
-        return layers.convolution(images, kernel, self.strides)
+        return convolve(images, kernel, self.strides)
 
 
 def norm(train: bool, inputs: jax.Array) -> jax.Array:
@@ -88,7 +99,7 @@ class ConvNormPool(nn.Module):
         shift = self.param("shift", nn.initializers.zeros, *each)
         mean = self.variable("batch_stats", "mean", jnp.zeros, *each)
         variance = self.variable("batch_stats", "variance", jnp.ones, *each)
-        outputs = layers.convolve(images, kernel)
+        outputs = convolve(images, kernel)
         if not train:
             slope = scale * jax.lax.rsqrt(variance.value + layers.EPSILON)
             shift = (bias - mean.value) * slope + shift

@@ -108,7 +108,11 @@ def make_run(config: Config, dataset: Dataset) -> Run:
         state, metrics = jax.lax.scan(
             lambda state, _: step(data, state, key), state, length=config.eval_every
         )
-        means = {name: jnp.mean(each) for name, each in metrics._asdict().items()}
+        means = {
+            name: jnp.mean(each)
+            for name, each in metrics._asdict().items()
+            if each is not None
+        }
         return state, {"step": state.step} | means | evaluate(data, state)
 
     data = _on_device(config, dataset, parts.split)

@@ -38,6 +38,8 @@ GIVEN = {
     "attack": attacks.constant,
     "learning_rate": 0.1,
     "optimizer": SGD,
+    "transform": SGD,
+    "trees": [np.ones(2), np.ones(2)],
     "updates": jnp.ones((5, 2)),
     "count": 0,
     "labels": LABELS,

@@ -21,8 +21,9 @@ MAX_LINES = 350
 # Bottom to top. A module imports from lower layers, and from its own package within its
 # layer. The longest pattern that fits decides.
 LAYERS = [
-    ["byzjax.checks"],
+    ["byzjax.checks", "byzjax.written", "byzjax.layers*"],
     ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
+    ["byzjax.attack", "byzjax.stacking"],
     ["byzjax.numerics", "byzjax.numerics._loops", "byzjax.numerics._reductions"],
     [
         "byzjax.numerics._network",

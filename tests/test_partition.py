@@ -139,6 +139,76 @@ def test_dirichlet_heterogeneity_grows_as_alpha_shrinks():
     assert spread == sorted(spread) and spread[0] < 2
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0, 1e2, 1e3, 1e4])
+def test_dirichlet_serves_many_classes_of_few_samples(alpha, balanced):
+    labels = np.repeat(np.arange(100), 5)
+    sizes = np.zeros(20)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        parts = dirichlet(labels, 20, alpha=alpha, rng=rng, balanced=balanced)
+        sizes += [part.size for part in parts]
+    sizes /= 20
+    assert sizes.min() > 18 and sizes.max() < 32, "of 25, whatever the worker's number"
+    assert abs(sizes[:10].mean() - 25) < 1.5
+
+
+def test_dirichlet_of_large_alpha_is_iid():
+    for classes, each in ((100, 5), (10, 103), (3, 7)):
+        labels = np.repeat(np.arange(classes), each)
+        for balanced in (False, True):
+            rng = np.random.default_rng(0)
+            parts = dirichlet(labels, 7, alpha=1e9, rng=rng, balanced=balanced)
+            sizes = [part.size for part in parts]
+            assert max(sizes) - min(sizes) <= 1
+        # As even as can be in every class, too, where the draw is over workers.
+        parts = dirichlet(labels, 7, alpha=1e9, rng=np.random.default_rng(0))
+        counts = label_histogram(labels, parts)
+        assert np.abs(counts - each / 7).max() < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(30, 200),
+    m=st.integers(1, 9),
+    alpha=st.sampled_from([1e-8, 1e-2, 0.3, 1.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_balanced_dirichlet_is_even_for_every_alpha(n, m, alpha, seed):
+    labels, rng = some_labels(n, seed=seed), np.random.default_rng(seed)
+    parts = dirichlet(labels, m, alpha=alpha, rng=rng, balanced=True)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+    sizes = [part.size for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_balanced_dirichlet_follows_its_distribution():
+    """Over classes per worker: share mean 1/C, variance (1/C)(1-1/C)/(C alpha + 1)."""
+    labels, alpha = np.repeat(np.arange(5), 60_000), 0.7
+    rng = np.random.default_rng(0)
+    parts = dirichlet(labels, 400, alpha=alpha, rng=rng, balanced=True)
+    share = label_histogram(labels, parts) / 750
+    np.testing.assert_allclose(share.mean(axis=0), 0.2)
+    # A little less: all together have each class equally often.
+    np.testing.assert_allclose(share.var(axis=0), 0.2 * 0.8 / 4.5, rtol=0.25)
+
+
+def test_dirichlet_gives_a_least_size():
+    labels = np.repeat(np.arange(10), 50)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        parts = dirichlet(labels, 8, alpha=0.5, rng=rng, min_size=20)
+        assert min(part.size for part in parts) >= 20
+    rng = np.random.default_rng(0)
+    with pytest.raises(
+        ValueError, match=r"num_workers \* min_size samples, got .*=8, "
+    ):
+        dirichlet(labels, 8, alpha=0.5, rng=rng, min_size=63)
+    with pytest.raises(ValueError, match=r"every worker min_size=62 .* balanced=True"):
+        dirichlet(labels, 8, alpha=0.5, rng=rng, min_size=62)
+    dirichlet(labels, 8, alpha=0.5, rng=rng, min_size=62, balanced=True)
+
+
 def test_dirichlet_redraws_until_no_worker_is_empty():
     labels = np.repeat(np.arange(10), 50)
     for seed in range(20):

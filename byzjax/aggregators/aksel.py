@@ -61,7 +61,7 @@ def aksel(
                 f"aksel needs num_selected <= num_workers, got num_selected={count} "
                 f"and num_workers={m}"
             )
-        center, _ = median.update(updates, optax.EmptyState())
+        center, _ = median.update(updates, optax.EmptyState(), params)
         distances = stacked.distances_to_tree(updates, center)
         shares = order.mark_nearest(distances, count) / count
         shares = jnp.where(jnp.isfinite(distances), shares, 0)

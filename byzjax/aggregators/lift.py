@@ -6,6 +6,7 @@
   `prescaled(name, base, factors)` after a scaling of each.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
     Else sums in another order, and cuts between rows, would round otherwise.
     """
 
+    @functools.wraps(update)
     def either(updates, state, params=None, *, weights=None, **extra):
         def without():
             return update(updates, state, params, weights=None, **extra)
@@ -93,6 +95,7 @@ def coordinatewise(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
+    by_rank: bool = False,
 ) -> Aggregator:
     """Lifts a function of one leaf to an aggregator.
 
@@ -102,6 +105,8 @@ def coordinatewise(
         a second argument when the rule is weighted and weights are given.
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
+      by_rank: whether `reduce`, without weights, is a mean of the sorted values with
+        weights of their ranks alone.
     """
 
     def update(updates, state, params=None, *, weights=None, **extra):
@@ -121,7 +126,9 @@ def coordinatewise(
 
     if weighted:
         update = equal_weights_are_none(update)
-    return Aggregator(optax.init_empty_state, update, reduce=checked_reduce)
+    return Aggregator(
+        optax.init_empty_state, update, reduce=checked_reduce, by_rank=by_rank
+    )
 
 
 def geometric(
@@ -246,7 +253,7 @@ def premixed(
             return mixed, state
         return rule.update(mixed, state, params, key=key, **extra)
 
-    return Aggregator(rule.init, update)
+    return Aggregator(rule.init, update, takes=rule.takes)
 
 
 def prescaled(
@@ -289,7 +296,7 @@ def prescaled(
         scaled = stacked.scale(updates, s)
         return rule.update(scaled, state, params, key=key, **extra)
 
-    return Aggregator(rule.init, update)
+    return Aggregator(rule.init, update, takes=rule.takes)
 
 
 def clipped_mean(

@@ -50,4 +50,5 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
         order.summable(reduce),
         check=checks.minority("trimmed_mean", f),
         weighted=True,
+        by_rank=True,
     )

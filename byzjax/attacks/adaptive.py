@@ -8,10 +8,11 @@ import jax.typing
 from jax import lax
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift, search
 from byzjax.attacks.alie import alie
 from byzjax.attacks.search import SearchState
-from byzjax.base import Aggregator, Attack
+from byzjax.base import Aggregator
 from byzjax.numerics import stacked
 
 

@@ -7,9 +7,9 @@ import jax.typing
 import numpy as np
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
 from byzjax.attacks.lift import Direction
-from byzjax.base import Attack
 
 Quantile = Literal["honest", "all"]
 

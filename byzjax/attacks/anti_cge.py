@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack
 from byzjax.numerics import order, stacked
 
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import jax.typing
 
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack
 
 
 def constant(

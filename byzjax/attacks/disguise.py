@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack, Tree
+from byzjax.base import Tree
 from byzjax.numerics import stacked
 
 Perturbation = Literal["unit", "sign", "std"]

@@ -9,8 +9,9 @@ import jax.typing
 from jax import lax
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack, Tree
+from byzjax.base import Tree
 from byzjax.numerics import order, stacked
 
 # Fang et al. give up on a direction below this step.

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack, Tree
+from byzjax.base import Tree
 
 
 class FreeRiderState(NamedTuple):

@@ -6,8 +6,8 @@ import jax
 import jax.typing
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack
 
 
 def gaussian(

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import jax.typing
 
 from byzjax import checks
-from byzjax.base import Attack, Tree, accumulator_dtype
+from byzjax.attack import Attack
+from byzjax.base import Tree, accumulator_dtype
 from byzjax.numerics import order, stacked
 
 

@@ -1,8 +1,8 @@
 """Min-max: no farther from any honest message than these are from each other."""
 
+from byzjax.attack import Attack
 from byzjax.attacks import disguise
 from byzjax.attacks.disguise import Perturbation
-from byzjax.base import Attack
 
 
 def min_max(

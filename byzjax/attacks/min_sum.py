@@ -5,9 +5,9 @@ from typing import Literal
 import jax.numpy as jnp
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import disguise
 from byzjax.attacks.disguise import Perturbation
-from byzjax.base import Attack
 from byzjax.numerics import stacked
 
 

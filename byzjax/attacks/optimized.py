@@ -10,9 +10,10 @@ import numpy as np
 from jax import lax
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift, search
 from byzjax.attacks.search import SearchState
-from byzjax.base import Aggregator, Attack
+from byzjax.base import Aggregator
 from byzjax.numerics import stacked
 
 

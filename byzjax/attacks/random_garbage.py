@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Attack
 
 
 def random_garbage(*, num_byzantine: int | None = None) -> Attack:

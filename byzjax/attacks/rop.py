@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import jax.typing
 
 from byzjax import base
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Aggregator, Attack, Tree
+from byzjax.base import Aggregator, Tree
 from byzjax.numerics import stacked
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 
 from byzjax import base
+from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Aggregator, Attack, Tree
+from byzjax.base import Aggregator, Tree
 
 
 class SearchState(NamedTuple):
@@ -60,8 +61,14 @@ def over(
 
         return worst(honest, forged, aggregated)
 
+    if num_byzantine is None:
+        num_byzantine = first.num_byzantine
     return Attack(
-        forge, init=init, needs_own=first.needs_own, num_byzantine=num_byzantine
+        forge,
+        init=init,
+        needs_own=first.needs_own,
+        num_byzantine=num_byzantine,
+        takes=first.takes,
     )
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.typing
 
 from byzjax import checks
+from byzjax.attack import Attack
 from byzjax.attacks import lift
 from byzjax.attacks.ipm import ipm
-from byzjax.base import Attack
 
 
 def sign_flip(

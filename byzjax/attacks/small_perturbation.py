@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import jax.typing
 import numpy as np
 
+from byzjax.attack import Attack
 from byzjax.attacks import disguise, lift
-from byzjax.base import Attack, Tree
+from byzjax.base import Tree
 
 
 def small_perturbation(

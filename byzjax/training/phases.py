@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from byzjax import base, checks
-from byzjax.base import Attack, Tree
+from byzjax.attack import Attack
+from byzjax.base import Tree
 from byzjax.numerics import stacked
 from byzjax.training import workers
 from byzjax.training.setup import Setup
@@ -24,6 +25,7 @@ class Messages(NamedTuple):
 
     losses: jax.Array  # [n]
     model_states: Tree  # Leaves [n, ...].
+    aux: Tree  # Leaves [n, ...].
     rows: Tree  # d^i, leaves [n, ...].
     worker_state: Tree
 
@@ -32,19 +34,19 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
     """g^i = ∇f(x_t; z^i) and d^i = worker(g^i), worker by worker."""
 
     def loss_of(at, batch):
-        if setup.has_model_state:
-            # Rebuilt in this trace: models of Flax NNX write to what they merge.
-            old = jax.tree.map(jnp.asarray, state.model_state)
-            return setup.loss_fn(at, old, batch)
-        return setup.loss_fn(at, batch), None
+        if not setup.has_model_state:
+            return _loss_and_more(setup, setup.loss_fn(at, batch))
+        # Rebuilt in this trace: models of Flax NNX write to what they merge.
+        old = jax.tree.map(jnp.asarray, state.model_state)
+        return _loss_and_more(setup, setup.loss_fn(at, old, batch))
 
     def gradient(at, batch):
-        (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(at, batch)
-        return loss, new, _clipped(grads, setup.max_grad_norm)
+        (loss, more), grads = jax.value_and_grad(loss_of, has_aux=True)(at, batch)
+        return loss, more, _clipped(grads, setup.max_grad_norm)
 
     def one_worker(operands):
         batch, worker_state = operands
-        loss, new, grads = gradient(state.params, batch)
+        loss, (new, aux), grads = gradient(state.params, batch)
         message, after = optax.with_extra_args_support(setup.worker).update(
             grads,
             worker_state,
@@ -55,7 +57,7 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
         # A bad batch costs a worker this step, and not what it remembers.
         good = base.all_finite((grads, message))
         worker_state = base.kept(good, after, worker_state)
-        return Messages(loss, new, message, worker_state)
+        return Messages(loss, new, aux, message, worker_state)
 
     operands = _poisoned(setup, batches), state.worker_state
     return workers.map_workers(
@@ -135,7 +137,39 @@ def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:
         loss=jnp.sum(sent.losses[:h]) / h,
         aggregate_norm=stacked.norm(direction),
         honest_distance=stacked.norm(jax.tree.map(jnp.subtract, direction, center)),
+        aux=jax.tree.map(lambda x: x[:h], sent.aux),
     )
+
+
+def _loss_and_more(setup, returned):
+    """What `loss_fn` returned as loss, (new model state, aux)."""
+    forms = {
+        (False, False): "loss",
+        (False, True): "(loss, aux)",
+        (True, False): "(loss, new model state)",
+        (True, True): "(loss, (new model state, aux))",
+    }
+    form = setup.has_model_state, setup.has_aux
+
+    def is_pair(x):
+        return isinstance(x, tuple | list) and len(x) == 2
+
+    if not any(form):
+        fits = not isinstance(returned, tuple | list)
+    else:
+        fits = is_pair(returned) and (not all(form) or is_pair(returned[1]))
+    if not fits:
+        raise ValueError(
+            f"trainer.step needs loss_fn to return {forms[form]} with has_model_state="
+            f"{form[0]} and has_aux={form[1]}, got {jax.tree.map(jnp.shape, returned)}"
+        )
+    if not any(form):
+        return returned, (None, None)
+    loss, more = returned
+    if all(form):
+        new, aux = more
+        return loss, (new, aux)
+    return loss, (more, None) if setup.has_model_state else (None, more)
 
 
 def _poisoned(setup, batches):

@@ -1,13 +1,14 @@
 """What a trainer is made of: its parts and numbers, checked once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import optax
 
 from byzjax import checks
-from byzjax.base import Attack
+from byzjax.attack import Attack
+from byzjax.base import Aggregator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Setup:
     poison: Callable[[Any], Any] | None
     max_grad_norm: float | None
     has_model_state: bool
+    has_aux: bool
     model_rule: optax.GradientTransformation
     model_attack: Attack | None
     workers_at_once: int | None
@@ -63,6 +65,13 @@ class Setup:
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+        whose = {"worker": "a worker's gradient", "server": "the aggregate"}
+        for keyword, what in whose.items():
+            if isinstance(getattr(self, keyword), Aggregator | Attack):
+                raise TypeError(
+                    f"trainer needs {keyword} to read one tree, {what}, not a stack, "
+                    f"got {getattr(self, keyword)!r}"
+                )
         functions = {"loss_fn": self.loss_fn}
         if self.poison is not None:
             functions["poison"] = self.poison
@@ -71,6 +80,17 @@ class Setup:
                 raise TypeError(
                     f"trainer needs {keyword} to be a function, got {value!r}"
                 )
+
+    def taken_by(self, extra: Collection[str]) -> frozenset[str]:
+        """Which extra arguments of a step the aggregator reads, or may read.
+
+        A chain passes all of them on to links that do not say what they take.
+        """
+        if isinstance(self.aggregator, Aggregator):
+            return self.aggregator.takes - {"key"} | {"weights"}
+        if isinstance(self.aggregator, optax.GradientTransformationExtraArgs):
+            return frozenset(extra)
+        return frozenset()
 
     @property
     def num_honest(self) -> int:
@@ -85,3 +105,29 @@ class Setup:
         if self.attack is None or reads_own:
             return self.num_workers
         return self.num_honest
+
+
+def number_of_attackers(
+    given: Any, attack: Any, model_attack: Any, poison: object
+) -> Any:
+    """The trainer's own f, or that of its attacks: one number, never a silent zero."""
+    if given is not None:
+        given = checks.count("trainer", num_byzantine=given)
+    parts = {"attack": attack, "model_state_attack": model_attack, "poison": poison}
+    parts = {keyword: part for keyword, part in parts.items() if part is not None}
+    named = {"num_byzantine": given}
+    for keyword, part in parts.items():
+        if isinstance(part, Attack):
+            named[f"{keyword}'s num_byzantine"] = part.num_byzantine
+    numbers = {name: f for name, f in named.items() if f is not None}
+    if len(set(numbers.values())) > 1:
+        each = " and ".join(f"{name}={f}" for name, f in numbers.items())
+        raise ValueError(f"trainer needs one number of attackers, got {each}")
+    if numbers:
+        return next(iter(numbers.values()))
+    if not parts:
+        return 0
+    raise ValueError(
+        f"trainer needs num_byzantine with {' and '.join(parts)}, got "
+        "num_byzantine=None: say how many of the workers attack, 0 for none"
+    )

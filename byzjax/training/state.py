@@ -6,32 +6,67 @@ from typing import NamedTuple
 import jax
 
 from byzjax.base import Tree
+from byzjax.written import Written
 
 
 class TrainState(NamedTuple):
-    """Everything that a run carries from step to step."""
+    """Everything that a run carries from step to step: a tree to scan, save and donate.
 
-    step: jax.Array  # [], int32, steps done.
-    params: Tree  # x_t, where gradients are taken.
-    prev_params: Tree  # x_{t-1}; x_1 before the first step.
-    model_state: Tree  # Running statistics, as aggregated; None if there are none.
-    worker_state: Tree  # State of the worker transform, stacked.
+    Attributes:
+      step: steps done, `[]`, int32.
+      params: x_t, where gradients are taken, and the result of training. With
+        `anytime` it is the average; its iterate w_t is in `server_state`.
+      prev_params: x_{t−1}, like `params`; x_1 before the first step.
+      model_state: running statistics such as those of batch norm, as aggregated; None
+        if there are none.
+      worker_state: state of the worker transform, one a worker, leaves `[n, ...]`. n is
+        m, or m − f if the attack reads the honest messages only.
+      attack_state: state of the attack; None without one.
+      aggregator_state: state of the rule, such as the centre of `centered_clipping`.
+      server_state: state of the server's transform, such as Adam's moments.
+      model_rule_states: states of the attack on the model state and of its rule.
+    """
+
+    step: jax.Array  # []
+    params: Tree
+    prev_params: Tree
+    model_state: Tree
+    worker_state: Tree  # Leaves [n, ...].
     attack_state: Tree
     aggregator_state: Tree
     server_state: Tree
-    model_rule_states: Tree  # States of the attack on and rule for model state.
+    model_rule_states: Tree
 
 
 class Metrics(NamedTuple):
-    """What a step reports, all scalars."""
+    """What a step reports; nothing in it is read by the step itself.
 
-    loss: jax.Array  # Mean loss of the honest workers, before the update.
-    aggregate_norm: jax.Array  # ‖A‖, the norm of the aggregate.
-    honest_distance: jax.Array  # ‖A − mean of the honest messages‖.
+    Attributes:
+      loss: mean loss of the m − f honest workers' batches at x_t, before the update,
+        `[]`. What Byzantine workers computed is left out.
+      aggregate_norm: ‖A‖, the length of the aggregate that the server was given, `[]`.
+      honest_distance: ‖A − the mean of the honest messages‖, how far the attack and
+        the rule together led away from what an undisturbed server would have had, `[]`.
+      aux: with `has_aux`, what `loss_fn` returned beside the loss at x_t, by worker,
+        of the honest ones, leaves `[m − f, ...]`; else None.
+    """
+
+    loss: jax.Array  # []
+    aggregate_norm: jax.Array  # []
+    honest_distance: jax.Array  # []
+    aux: Tree = None  # Leaves [h, ...].
 
 
-class Trainer(NamedTuple):
-    """A pure pair: `init(params, model_state=None)` and `step(state, batches, key)`."""
-
+class _Pair(NamedTuple):
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Metrics]]
+
+
+class Trainer(Written, _Pair):
+    """A pure pair: `init(params, model_state=None)` and `step(state, batches, key)`.
+
+    Attributes:
+      init: params `[...]`, and the model state if there is one → `TrainState`.
+      step: state, batches `[m, b, ...]`, key, extra arguments of the aggregator →
+        `TrainState`, `Metrics`.
+    """

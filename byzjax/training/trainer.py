@@ -14,10 +14,12 @@ import optax
 
 from byzjax import checks
 from byzjax.aggregators.median import median
-from byzjax.base import Aggregator, Attack, Tree
-from byzjax.training import phases, workers
-from byzjax.training.setup import Setup
+from byzjax.attack import Attack
+from byzjax.base import Aggregator, Tree
+from byzjax.training import phases
+from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
+from byzjax.transforms.per_worker import copies
 
 
 def trainer(
@@ -26,12 +28,13 @@ def trainer(
     aggregator: optax.GradientTransformation,
     server: optax.GradientTransformation,
     num_workers: int,
-    num_byzantine: int = 0,
+    num_byzantine: int | None = None,
     worker: optax.GradientTransformation | None = None,
     attack: Attack | None = None,
     poison: Callable[[Any], Any] | None = None,
     max_grad_norm: float | None = None,
     has_model_state: bool = False,
+    has_aux: bool = False,
     model_state_aggregator: Aggregator | None = None,
     model_state_attack: Attack | None = None,
     workers_at_once: int | None = None,
@@ -59,7 +62,8 @@ def trainer(
       server: optax transformation of the aggregate, such as `optax.sgd(0.1)` or
         `byzjax.anytime(optax.sgd(0.1))`.
       num_workers: m.
-      num_byzantine: f, the workers of the last f rows attack.
+      num_byzantine: f, the workers of the last f rows attack. None is the number that
+        the attack was given, and 0 where there is neither attack nor poison.
       worker: optax transformation of each worker's gradient, such as
         `byzjax.momentum(0.9)` or `byzjax.storm()`; None sends plain gradients. One that
         draws noise does so for each worker if its key is a typed one, `jax.random.key`.
@@ -68,6 +72,10 @@ def trainer(
         `byzjax.poisoning.label_flip(10)`.
       max_grad_norm: each worker's gradient is scaled down to this norm, if larger.
       has_model_state: whether `loss_fn` has the second form.
+      has_aux: whether `loss_fn` returns metrics of your own beside the loss, any tree
+        of arrays, as in `jax.value_and_grad`: (loss, aux), or with a model state
+        (loss, (new state, aux)). They are taken at x_t, never sent, attacked or
+        aggregated, and reported for each honest worker as `Metrics.aux`.
       model_state_aggregator: rule for the workers' new model states, by default the
         coordinate-wise median. Never an unprotected mean unless you say so.
       model_state_attack: what the Byzantine workers send as model state; None: what
@@ -83,10 +91,13 @@ def trainer(
       `weights`, for the aggregator. Jit it, scan it, vmap it, donate its state.
 
     Raises:
-      TypeError: an aggregator, server, worker or attack of the wrong kind.
-      ValueError: f ≥ m, poisoned data that no attack would send; at trace time batches
-        of another number of workers, or an aggregate, update or model state that has
-        not the shapes of what it belongs to.
+      TypeError: an aggregator, server, worker or attack of the wrong kind; in `step`
+        an extra argument that nothing in the aggregator takes.
+      ValueError: an attack or poison without a number of attackers, or with two
+        different ones, f ≥ m, poisoned data that no attack would send; at trace time
+        batches of another number of workers, a `loss_fn` that returns another form, or
+        an aggregate, update or model state
+        that has not the shapes of what it belongs to.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp, optax
@@ -109,6 +120,7 @@ def trainer(
       [1. 1. 1.]
     """
     checks.flag("trainer", has_model_state=has_model_state)
+    checks.flag("trainer", has_aux=has_aux)
     model_rule = median() if model_state_aggregator is None else model_state_aggregator
     setup = Setup(
         loss_fn=loss_fn,
@@ -117,10 +129,13 @@ def trainer(
         aggregator=aggregator,
         server=server,
         num_workers=num_workers,
-        num_byzantine=num_byzantine,
+        num_byzantine=number_of_attackers(
+            num_byzantine, attack, model_state_attack, poison
+        ),
         poison=poison,
         max_grad_norm=max_grad_norm,
         has_model_state=has_model_state,
+        has_aux=has_aux,
         model_rule=model_rule,
         model_attack=model_state_attack,
         workers_at_once=workers_at_once,
@@ -138,6 +153,7 @@ def trainer(
     def step(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
+        checks.extras("trainer.step", extra, setup.taken_by(extra))
         _check_batches(batches, setup.num_workers)
         keys = jax.random.split(checks.key("trainer.step", key), 4)
         sent = phases.messages(setup, state, batches)
@@ -179,7 +195,7 @@ def _initial(setup, params, model_state):
     params = jax.tree.map(jnp.copy, params)
     model_state = jax.tree.map(jnp.copy, model_state)
     attack, model_attack = setup.attack, setup.model_attack
-    worker_state = workers.copies(setup.worker.init(params), setup.num_computed)
+    worker_state = copies(setup.worker.init(params), setup.num_computed)
     rule_state = setup.model_rule.init(model_state) if setup.has_model_state else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),

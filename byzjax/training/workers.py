@@ -1,4 +1,4 @@
-"""Every worker's state, `copies`, and work, at once or in chunks, `map_workers`."""
+"""Every worker's work, at once or in chunks: `map_workers`."""
 
 import math
 from collections.abc import Callable
@@ -7,22 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-
-def copies(state: Any, count: int) -> Any:
-    """One state a worker, leaves `[count, ...]`; typed keys become keys of their own.
-
-    Were they the same, all workers would add the same noise.
-    """
-
-    def of_leaf(x):
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jnp.repeat(x[None], count, axis=0)
-        own = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
-        return own(x.ravel(), jnp.arange(count)).reshape(count, *x.shape)
-
-    return jax.tree.map(of_leaf, state)
 
 
 def map_workers(

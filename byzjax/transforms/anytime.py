@@ -13,12 +13,19 @@ from byzjax.transforms import schedules
 
 
 class AnytimeState(NamedTuple):
-    """State of `anytime`; the query point x_t is the params themselves."""
+    """State of `anytime`; the query point x_t is the params themselves.
 
-    count: jax.Array  # []; steps taken
-    weight_sum: jax.Array  # []; alpha_{1:t} if weight is a schedule, otherwise unused
-    iterate: optax.Params  # w_t, like params
-    inner: optax.OptState  # state of the wrapped optimizer
+    Attributes:
+      count: steps taken, [], int32.
+      weight_sum: alpha_{1:t} if the weight is a schedule, otherwise unused, [].
+      iterate: w_t, which the wrapped optimizer moves, like params.
+      inner: state of the wrapped optimizer, whose params are w_t.
+    """
+
+    count: jax.Array  # []
+    weight_sum: jax.Array  # []
+    iterate: optax.Params
+    inner: optax.OptState
 
 
 def anytime(

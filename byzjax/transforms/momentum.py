@@ -11,10 +11,15 @@ from byzjax.transforms import schedules
 
 
 class MomentumState(NamedTuple):
-    """State of `momentum`."""
+    """State of `momentum`.
 
-    count: jax.Array  # []; steps taken
-    momentum: optax.Updates  # m_t, like params
+    Attributes:
+      count: steps taken, [], int32; in steps with a bad batch it stays.
+      momentum: m_t, as last sent, like params; zeros before the first step.
+    """
+
+    count: jax.Array  # []
+    momentum: optax.Updates
 
 
 def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
@@ -36,7 +41,8 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
       An optax transformation; its state is one copy of the gradients.
 
     Raises:
-      ValueError: if decay is outside [0, 1).
+      ValueError: if decay is outside [0, 1); in `update`, gradients not like the
+        params, such as stacked ones: `byzjax.per_worker` serves these.
       TypeError: if a leaf of the params is not real floating point.
 
     Example:
@@ -64,7 +70,7 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         checks.floating("momentum", updates)
-        checks.alike("momentum", "updates", updates, state.momentum)
+        checks.one_worker("momentum", updates, state.momentum)
         keep = schedules.value_at(decay, state.count)
 
         def average(g, m):

@@ -11,10 +11,15 @@ from byzjax.transforms import schedules
 
 
 class StormState(NamedTuple):
-    """State of `storm`."""
+    """State of `storm`.
 
-    count: jax.Array  # []; steps taken
-    momentum: optax.Updates  # d_t, like params
+    Attributes:
+      count: steps taken, [], int32; in steps with a bad batch it stays.
+      momentum: d_t, as last sent, like params; zeros before the first step.
+    """
+
+    count: jax.Array  # []
+    momentum: optax.Updates
 
 
 def storm(
@@ -92,7 +97,7 @@ def storm(
                 "grad_fn=..., prev_params=...)"
             )
         checks.floating("storm", updates)
-        checks.alike("storm", "updates", updates, state.momentum)
+        checks.one_worker("storm", updates, state.momentum)
         previous = grad_fn(prev_params)
         checks.alike("storm", "the result of grad_fn", previous, updates)
         checks.floating("storm", previous)

@@ -1,6 +1,5 @@
 """Models of the experiments: what is fast equals what Flax computes plainly."""
 
-import functools
 import math
 import re
 
@@ -86,44 +85,6 @@ def test_every_worker_has_the_gradient_of_plain_layers(convnet):
     close((loss, new, grads, logits), want)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 16])
-@pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize("width", [7, 8])
-def test_derivatives_of_a_convolution(width, k, channels):
-    draw = np.random.default_rng(k)
-    images = np.float32(draw.normal(size=(2, 6, width, channels)))
-    kernel = np.float32(draw.normal(size=(k, k, channels, 4)))
-
-    def both(function):
-        outputs, pullback = jax.vjp(function, images, kernel)
-        return outputs, pullback(jnp.cos(outputs))
-
-    close(both(layers.convolve), both(layers.convolution))
-
-
-@pytest.mark.parametrize("channels", [1, 16])
-@pytest.mark.parametrize("own_images", [False, True])
-def test_kernels_of_a_sweep(own_images, channels):
-    """Runs of their own kernels, all of several workers' images."""
-    draw = np.random.default_rng(1)
-    images = np.float32(draw.normal(size=(3, 2, 2, 6, 8, channels)))
-    kernels = np.float32(draw.normal(size=(3, 3, 3, channels, 16)))
-    images = images if own_images else images[0]
-
-    def both(function):
-        def worker(images, kernel):
-            outputs, pullback = jax.vjp(function, images, kernel)
-            return outputs, pullback(jnp.cos(outputs))
-
-        of_run = jax.vmap(worker, (0, None))
-        return jax.jit(jax.vmap(of_run, (0 if own_images else None, 0)))
-
-    close(
-        both(layers.convolve)(images, kernels),
-        both(layers.convolution)(images, kernels),
-    )
-
-
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_workers_make_no_grouped_convolutions(convnet, platform):
     """And windows along one axis where these are fast."""
@@ -133,35 +94,6 @@ def test_workers_make_no_grouped_convolutions(convnet, platform):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert set(re.findall(r"group_count = (\d+)", text)) == {"1"}
     assert ("[b, 0, f]x[0, i, o]" in text) == (platform == "cpu")
-
-
-@pytest.mark.parametrize("channels", [1, 3, 16])
-@pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize("form", [layers._by_windows, layers._by_product])
-def test_forms_of_a_kernels_gradient(form, k, channels):
-    """What each kind of device computes, whichever is there."""
-    draw = np.random.default_rng(k)
-    images = np.float32(draw.normal(size=(2, 6, 7, channels)))
-    cotangent = np.float32(draw.normal(size=(2, 6, 7, 4)))
-    kernel = np.zeros((k, k, channels, 4), np.float32)
-    _, pullback = jax.vjp(functools.partial(layers.convolution, images), kernel)
-    close(form(images, cotangent, k), pullback(cotangent)[0])
-
-
-@pytest.mark.parametrize("channels", [1, 16])
-def test_second_derivatives_of_a_convolution(channels):
-    draw = np.random.default_rng(1)
-    images = np.float32(draw.normal(size=(2, 6, 8, channels)))
-    kernel = np.float32(draw.normal(size=(3, 3, channels, 4)))
-
-    def of(function):
-        def length(images, kernel):
-            gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(function(x, k))), (0, 1))
-            return sum(jnp.sum(g * g) for g in gradient(images, kernel))
-
-        return jax.grad(length, (0, 1))(images, kernel)
-
-    close(of(layers.convolve), of(layers.convolution))
 
 
 def test_derivatives_of_mean_and_variance():

@@ -15,7 +15,12 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
       \quad n = \lceil m / s \rceil
 
     over a fresh random permutation each time; the last bucket may be smaller. The
-    base sees n rows, of which up to f are Byzantine: choose its f accordingly.
+    base sees n rows, of which up to f are Byzantine.
+
+    Sharp edge: one Byzantine worker makes a Byzantine bucket, so the base's f stays f
+    while its workers become n. A base that is given f refuses too few buckets
+    (`bucketing(trimmed_mean(2), 3)` of 11 workers); one that is not, as median, bears
+    less than half of the buckets, and cannot say so: keep f < n / 2.
 
     **Guarantee.** For sδ < 1/2, the spread that the base sees shrinks by s while its
     Byzantine fraction grows to at most sδ (Karimireddy et al. 2022). A bucket with a

@@ -103,4 +103,5 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         shares = jnp.where(jnp.isfinite(distances), trim(distances, weights), 0)
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
-    return Aggregator(rule.init, lift.equal_weights_are_none(update))
+    update = lift.equal_weights_are_none(update)
+    return Aggregator(rule.init, update, takes=rule.takes)

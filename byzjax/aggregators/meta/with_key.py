@@ -58,4 +58,4 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
         )
         return out, WithKeyState(key, inner)
 
-    return Aggregator(init, update)
+    return Aggregator(init, update, takes=rule.takes)

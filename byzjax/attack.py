@@ -1,0 +1,143 @@
+"""The protocol `Attack`: what Byzantine workers send, stacked in, stacked out."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byzjax import base, checks
+from byzjax.base import Tree
+from byzjax.written import Written
+
+
+class Attack(Written, optax.GradientTransformationExtraArgs):
+    """What the Byzantine workers send: stacked in, stacked out, last f rows changed.
+
+    As a link of `optax.chain` it red-teams an existing pipeline; give it
+    `num_byzantine` then. The trainer passes its own number, and leave it out there.
+
+    Attributes:
+      init: parameters → state.
+      update: stacked updates, state → stacked updates, state. Extra arguments
+        `num_byzantine` and `key`.
+      forge: `forge(honest, own, state, *, num_byzantine, key, **extra)` → the f
+        messages, stacked `[f, ...]`, and the new state. `own` are the messages that
+        the Byzantine workers would send if they were honest.
+      needs_own: whether `forge` reads `own`; if not, it may be None, and a trainer
+        need not compute what honest Byzantine workers would have sent.
+      num_byzantine: f as given to the factory, or None.
+      takes: names of the extra arguments that `forge` reads.
+
+    Raises:
+      ValueError: in `update` and `apply`, updates that are not stacked over the
+        workers, or f ≥ m, or f given twice and differently, or not at all.
+      TypeError: in `apply`, an extra argument that the attack does not take.
+    """
+
+    forge: Callable[..., tuple[Tree, Any]]
+    needs_own: bool
+    num_byzantine: int | None
+    takes: frozenset[str]
+
+    def __new__(
+        cls,
+        forge,
+        *,
+        init=optax.init_empty_state,
+        needs_own: bool = False,
+        num_byzantine: int | None = None,
+        takes: Collection[str] = (),
+    ):
+        if num_byzantine is not None:
+            checks.count("attack", num_byzantine=num_byzantine)
+        given = num_byzantine
+
+        def update(
+            updates, state, params=None, *, num_byzantine=None, key=None, **extra
+        ):
+            f = _one_of(given, num_byzantine)
+            m = checks.stacked(updates, params)
+            updates = base.as_arrays(updates)
+            if f == 0:
+                return updates, state
+            if not f < m:
+                raise ValueError(
+                    "an attack needs num_byzantine < num_workers, got "
+                    f"num_byzantine={f} and num_workers={m}"
+                )
+            honest = jax.tree.map(lambda leaf: leaf[: m - f], updates)
+            own = jax.tree.map(lambda leaf: leaf[m - f :], updates)
+            messages, state = checked_forge(
+                honest, own, state, num_byzantine=f, key=key, params=params, **extra
+            )
+            return base.stack_rows(honest, messages, "an attack", "its messages"), state
+
+        def checked_forge(honest, own, state, *, num_byzantine, **extra):
+            f = _one_of(given, num_byzantine)
+            checks.num_workers(honest)
+            honest = base.as_arrays(honest)
+            if f == 0:
+                return jax.tree.map(lambda leaf: leaf[:0], honest), state
+            if own is not None:
+                rows = checks.num_workers(own)
+                if rows != f:
+                    raise ValueError(
+                        "an attack needs num_byzantine rows of own messages, got "
+                        f"{rows} and num_byzantine={f}"
+                    )
+                own = base.as_arrays(own)
+            sent, after = forge(honest, own, state, num_byzantine=f, **extra)
+            # A bad batch of one honest worker is no reason to lose what was learnt.
+            if jax.tree.structure(after) == jax.tree.structure(state):
+                after = base.kept(base.stays_finite(after, state), after, state)
+            return sent, after
+
+        self = super().__new__(cls, init, update)
+        self.forge = checked_forge
+        self.needs_own = needs_own
+        self.num_byzantine = given
+        self.takes = base.keywords(forge) | frozenset(takes)
+        return self
+
+    def apply(
+        self,
+        updates: Tree,
+        *,
+        num_byzantine: int | None = None,
+        key: jax.Array | None = None,
+        **extra: Any,
+    ) -> Tree:
+        """Attacks once, from a fresh state: stacked → stacked, same shapes.
+
+        Args:
+          updates: stacked tree, leaves `[m, ...]`.
+          num_byzantine: f, if the factory was not given it.
+          key: a `jax.random.key`, for attacks that draw.
+          **extra: what else the attack asks for by name.
+        """
+        checks.extras("apply", extra, self.takes | {"num_byzantine", "key"})
+        checks.stacked(updates)
+        state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
+        return self.update(
+            updates, state, None, num_byzantine=num_byzantine, key=key, **extra
+        )[0]
+
+
+def _one_of(given: int | None, passed: int | None) -> int:
+    """The number of Byzantine workers, from the factory or from the caller."""
+    if given is None and passed is None:
+        raise ValueError(
+            "an attack needs num_byzantine: give it to the attack's factory, or pass "
+            "num_byzantine=... to update or apply"
+        )
+    if given is not None and passed is not None and given != passed:
+        raise ValueError(
+            "an attack needs one num_byzantine, got "
+            f"num_byzantine={given} in its factory and num_byzantine={passed} passed"
+        )
+    if given is not None:
+        return given
+    assert passed is not None
+    return checks.count("attack", num_byzantine=passed)

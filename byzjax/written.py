@@ -1,0 +1,140 @@
+"""What factories make is shown as the call that made it: `ctma(nnm(median(), 3), 3)`.
+
+`factories` makes those of a module remember their calls, in one place for all of
+them; it is called once, where the public names are gathered.
+"""
+
+import collections.abc
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class Call:
+    """A call of a factory, as one writes it."""
+
+    def __init__(self, name: str, bound: inspect.BoundArguments):
+        self.name = name
+        self.bound = bound
+
+    def __repr__(self) -> str:
+        """What is not the default: by position, as long as none is left out."""
+        shown, in_order = [], True
+        for name, parameter in self.bound.signature.parameters.items():
+            if name not in self.bound.arguments:
+                in_order = False
+                continue
+            value = self.bound.arguments[name]
+            if _is_default(value, parameter.default):
+                in_order = False
+                continue
+            named = parameter.kind is parameter.KEYWORD_ONLY or not in_order
+            shown.append(f"{name}={_shown(value)}" if named else _shown(value))
+        return f"{self.name}({', '.join(shown)})"
+
+
+class Written:
+    """What is shown as the call that made it, where there was one."""
+
+    written: Call | None = None
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self.written is None else repr(self.written)
+
+
+class Link(Written, optax.GradientTransformationExtraArgs):
+    """An optax transformation that is shown as the call that made it."""
+
+
+def factories(module: types.ModuleType, names: Iterable[str], prefix: str = "") -> None:
+    """Makes the factories among these names remember how they were called.
+
+    A factory is a function whose annotation says that it returns something `Written`,
+    an optax transformation, or a function. It stays what it is in signature, docstring
+    and module, where the new one takes its place.
+
+    Args:
+      module: where the names are public.
+      names: the public ones.
+      prefix: what stands before a name when it is written, such as `attacks.`.
+    """
+    for name in names:
+        make = getattr(module, name)
+        if inspect.isfunction(make) and _makes_something(make):
+            factory = _remembering(make, prefix + name)
+            for place in (module, sys.modules[make.__module__]):
+                setattr(place, name, factory)
+
+
+def _makes_something(make: Callable[..., Any]) -> bool:
+    made = inspect.signature(make).return_annotation
+    if typing.get_origin(made) is collections.abc.Callable:
+        return True
+    kinds = Written | optax.GradientTransformation
+    return inspect.isclass(made) and issubclass(made, kinds)
+
+
+def _remembering(make: Callable[..., Any], name: str) -> Callable[..., Any]:
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def factory(*args, **kwargs):
+        made = make(*args, **kwargs)
+        if type(made) is optax.GradientTransformationExtraArgs:
+            made = Link(*made)
+        made.written = Call(name, signature.bind(*args, **kwargs))
+        return made
+
+    vars(factory)["written"] = name
+    return factory
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    plain = isinstance(value, bool | int | float | str)
+    return plain and type(value) is type(default) and value == default
+
+
+def _shown(value: Any) -> str:
+    """A value as one writes it; in angle brackets what cannot be written in a line."""
+    written = getattr(value, "written", None)
+    if written is not None:
+        return str(written)
+    if isinstance(value, optax.GradientTransformation):
+        update = value.update
+        maker = getattr(update, "__qualname__", "transformation").partition(".")[0]
+        return f"<{getattr(update, '__module__', '').partition('.')[0]}.{maker}>"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return _shown_array(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__.rpartition("<locals>.")[2]
+    return repr(value)
+
+
+def _shown_array(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer):
+        return f"<{value.aval.str_short()}>"
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return _shown_key(value)
+    if value.ndim == 0:
+        return repr(value.item())
+    return f"<{value.dtype}{list(value.shape)}>"
+
+
+def _shown_key(key: jax.Array) -> str:
+    seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
+    same = key.shape == () and key.dtype == jax.random.key(0).dtype
+    if same and bool(jnp.all(jax.random.key(seed) == key)):
+        return f"jax.random.key({seed})"
+    return f"<{key.dtype}{list(key.shape)}>"
