@@ -104,11 +104,8 @@ def _around_center(rows, origins):
         beside = [None] * len(rows) if origins is None else origins
         tops = _range.largest(rows, beside)
         unit = _range.power_of_two(_range.middle(tops)).astype(one.dtype)
-        return (
-            jnp.asarray(False),
-            _by_products(*_range.unfolded((rows, origins)), _range.inverse(unit)),
-            unit,
-        )
+        x, o = _range.unfolded((rows, origins))
+        return jnp.asarray(False), _by_products(x, o, _range.inverse(unit)), unit
 
     # A loop of one turn at most, as in `_by_pairs`.
     _, found, unit = lax.while_loop(lambda c: c[0], in_unit, (left, found, one))

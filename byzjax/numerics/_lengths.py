@@ -99,7 +99,8 @@ def _squares(rows, center, index, scales):
 
 @_lengths.defjvp
 def _lengths_jvp(index, primals, tangents):
-    lengths, squares, units = _squares_and_units(*primals, index)
+    rows, center = primals
+    lengths, squares, units = _squares_and_units(rows, center, index)
 
     def in_units(rows, center):
         return _squares(rows, center, index, inverse(units))
