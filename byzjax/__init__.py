@@ -3,7 +3,7 @@
 import importlib.metadata
 import sys
 
-from byzjax import attacks, layers, partition, poisoning, written
+from byzjax import attacks, layers, partition, poisoning, rules, written
 from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.caf import caf
@@ -103,6 +103,7 @@ __all__ = [
     "per_worker",
     "phocas",
     "poisoning",
+    "rules",
     "sign_majority",
     "signguard",
     "smea",

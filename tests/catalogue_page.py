@@ -106,7 +106,7 @@ def page():
             "## Data poisoning, in `byzjax.poisoning`\n",
             described(byzjax.poisoning, public_functions(byzjax.poisoning)),
             "## Partitions of a data set, in `byzjax.partition`\n",
-            described(byzjax.partition, public_functions(byzjax.partition)),
+            described(byzjax.partition, functions(byzjax.partition)),
         ]
     )
 

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import byzjax
 from byzjax.base import Aggregator
+from byzjax.testing import flat, tree_of
 from tests import promises, rules_catalogue, rules_clipped
 from tests import reference as ref
 from tests.rules_catalogue import half
+
+__all__ = ["KEY", "NAMES", "RULES", "Rule", "arguments", "flat", "tree_of"]
 
 
 class Rule(NamedTuple):
@@ -333,18 +335,3 @@ def arguments(rule: Rule, updates: Any) -> dict[str, Any]:
     """What `update` or `aggregate` of a row needs beside the updates."""
     extra = rule.extra(updates)
     return {"key": jax.random.key(KEY), **extra} if rule.random else extra
-
-
-def tree_of(rows: Any) -> dict[str, Any]:
-    """Rows `[m, 12]` as a tree of a matrix, a vector and a scalar per worker."""
-    m = rows.shape[0]
-    return {
-        "matrix": rows[:, :6].reshape(m, 3, 2),
-        "nest": [rows[:, 6:11], rows[:, 11]],
-    }
-
-
-def flat(tree: Any) -> Any:
-    """What `tree_of` makes of one row, as a vector [12] again."""
-    leaves = (tree["matrix"], *tree["nest"])
-    return jnp.concatenate([leaf.ravel() for leaf in leaves])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from byzjax import testing
 from tests import reference as ref
 from tests import rules
 from tests.compiling import AS_USERS_DO
@@ -78,7 +79,7 @@ def run(rule: Rule, rows, f: int | None = None, **arguments) -> np.ndarray:
 
 
 def gaussian(m=M, d=D, seed=0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(m, d)).astype(np.float32)
+    return testing.gaussian(m, d, seed)
 
 
 def size(rows) -> float:
@@ -132,31 +133,7 @@ DATA = {
     "sparse": gaussian(seed=10) * (np.random.default_rng(0).random((M, D)) < 0.3),
 }
 
-HUGE = {
-    "nan": np.nan,
-    "inf": np.inf,
-    "-inf": -np.inf,
-    "3e38": 3e38,
-    "-3e38": -3e38,
-    "1e30": 1e30,
-}
-
 
 def poisons(f: int):
     """Fillings [f, D] that no honest worker sends, by name."""
-    for name, value in HUGE.items():
-        yield name, np.full((f, D), value, np.float32)
-    one = gaussian(max(f, 1), seed=50)[:f]
-    one[:, 3] = np.nan
-    yield "one nan in a row", one
-    one = gaussian(max(f, 1), seed=51)[:f]
-    one[:, -1] = np.inf
-    yield "one inf in a row", one
-    values = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 1.0]
-    drawn = np.random.default_rng(52).choice(values, size=(f, D))
-    yield "mixed", drawn.astype(np.float32)
-    alternating = np.full((f, D), 3e38, np.float32)
-    alternating[:, ::2] *= -1
-    yield "alternating", alternating
-    many = np.resize([np.nan, 1e30, np.inf, -3e38, 3e38], f)
-    yield "one of each", np.tile(many.astype(np.float32)[:, None], (1, D))
+    return testing.poisons(f, D)

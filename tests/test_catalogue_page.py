@@ -7,7 +7,16 @@ from tests import catalogue_page, rules
 
 NO_RULES = {
     *("anytime", "authors_beta", "authors_mixing", "cap_weights", "influence"),
-    *("momentum", "mu2sgd", "mu2sgd_authors", "storm", "trainer", "with_key"),
+    *(
+        "momentum",
+        "mu2sgd",
+        "mu2sgd_authors",
+        "per_worker",
+        "stack",
+        "storm",
+        "trainer",
+        "with_key",
+    ),
 }
 
 

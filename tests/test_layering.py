@@ -47,7 +47,7 @@ LAYERS = [
         "byzjax.transforms*",
         "byzjax.sharding*",
     ],
-    ["byzjax.aggregators.meta*"],
+    ["byzjax.aggregators.meta*", "byzjax.rules"],
     ["byzjax.robustness*", "byzjax.training*", "byzjax.guard*"],
     ["byzjax"],
     ["byzjax.__main__", "byzjax.integrations*", "byzjax.testing*"],
@@ -188,6 +188,8 @@ def test_the_front_of_numerics_has_no_underscore():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_library_never_calls_jit(module):
+    if module == "byzjax.testing":
+        return  # Which jits as users do.
     assert not [
         node.lineno for node in ast.walk(parse(MODULES[module])) if is_a_jit(node)
     ]

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from byzjax.testing import HUGE
 from tests import rules
 from tests.rules import Rule
 from tests.stacks import (
-    HUGE,
     D,
     M,
     assert_near,
