@@ -49,7 +49,7 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
             f"cap_weights needs weights of shape (num_workers,), got {shape}"
         )
     (m,) = shape
-    if not 1 <= m * share <= m:
+    if not 1 - 1e-9 <= m * share <= m:  # 49 · (1/49) is less than one.
         raise ValueError(
             "cap_weights needs 1 / num_workers <= max_share <= 1, got "
             f"max_share={max_share} and num_workers={m}"

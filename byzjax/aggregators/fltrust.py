@@ -23,14 +23,14 @@ def fltrust() -> Aggregator:
 
     **Guarantee.** The result is no longer than r and never against it, however many
     workers are Byzantine. A row that is not finite has weight exactly 0, and so has one
-    10^38 times shorter than r. Three passes over the stack.
+    10^37 times shorter or longer than r. Three passes over the stack.
 
     Returns:
       An `Aggregator` that needs a `reference`, a tree like one worker's update.
 
     Raises:
       ValueError: a missing reference, or one of another structure or shape.
-      TypeError: a reference that is not of real floats.
+      TypeError: a reference that is not of real floats, or of other dtypes.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -51,7 +51,8 @@ def fltrust() -> Aggregator:
         usable = (norms > 0) & (norms < jnp.inf) & (length > 0) & (length < jnp.inf)
         norms = jnp.where(usable, norms, 1)
         scale = jnp.where(usable, stacked.over(length, norms), 0)
-        usable &= scale < jnp.inf  # So short a row cannot be made as long as r.
+        # So short or long a row cannot be made as long as r.
+        usable &= (scale < jnp.inf) & (scale >= jnp.finfo(scale.dtype).tiny)
         cosines = _cosines(updates, norms, reference, length)
         trust = jnp.where(usable, jnp.maximum(cosines, 0), 0)
         shares = stacked.normalized(trust) * jnp.where(usable, scale, 0)
@@ -72,6 +73,12 @@ def _check_reference(updates, reference):
         raise ValueError(
             "fltrust needs a reference of the structure of one worker's update, got "
             f"{jax.tree.structure(reference)} and {jax.tree.structure(updates)}"
+        )
+    dtypes = [[x.dtype for x in jax.tree.leaves(t)] for t in (updates, reference)]
+    if dtypes[0] != dtypes[1]:
+        raise TypeError(
+            "fltrust needs a reference of the dtypes of one worker's update, "
+            f"{dtypes[0]}, got {dtypes[1]}: cast it"
         )
     given = jax.tree.map(jnp.shape, reference)
     if given != wanted:

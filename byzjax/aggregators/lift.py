@@ -84,6 +84,8 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
         if np.shape(weights) != (m,):
             return weighted()  # Which refuses them by its name.
         equal = jnp.all(checked_weights("weights", weights, m) == 1)
+        if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
+            return without() if equal else weighted()
         return lax.cond(equal, without, weighted)
 
     return either

@@ -108,8 +108,9 @@ def _by_bits_jvp(ranks, primals, tangents):
 def summable(reduce: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The same function of rows `[m, ...]`, whose sums then stay in range.
 
-    For one that commutes with a factor: it is given all rows over a power of two, which
-    is exact, so that a sum of the largest is finite as their mean is.
+    For one that commutes with a factor: it is given all rows over a power of two, so
+    that a sum of the largest is finite as their mean is. That is exact, but for values
+    of 10^-35 and less, which may become zeros.
     """
 
     def in_range(rows, *weights):
@@ -259,18 +260,20 @@ def weighted_trimmed_mean(rows: jax.Array, weights: jax.Array, trim: int) -> jax
     end = _weight_up_to(rows, weights, break_ties=True)
     start = end - _column(weights, rows)
     kept = jnp.minimum(end, high) - jnp.maximum(start, low)
-    kept = without_slivers(kept, total)
+    kept = without_slivers(kept, jnp.minimum(start - low, high - end), total)
     values = jnp.where(kept > 0, nan_last(rows), 0)
     terms = [kept[i] * values[i] for i in range(m)]
     return row_sum(terms) / row_sum([kept[i] for i in range(m)])
 
 
-def without_slivers(kept: jax.Array, total: jax.Array) -> jax.Array:
+def without_slivers(kept: jax.Array, inside: jax.Array, total: jax.Array) -> jax.Array:
     """Parts `[m, ...]` of a total weight, 0 where they may be left by rounding only.
 
-    A row that is cut has no weight at all: it may be infinite.
+    A row that is cut has no weight at all: it may be infinite. A light one is no sliver
+    if it lies well inside of what is kept, by `inside` `[m, ...]`.
     """
-    return jnp.where(kept > kept.shape[0] * jnp.finfo(kept.dtype).eps * total, kept, 0)
+    rounding = kept.shape[0] * jnp.finfo(kept.dtype).eps * total
+    return jnp.where((kept > rounding) | (inside > rounding), kept, 0)
 
 
 def _column(weights: jax.Array, rows: jax.Array) -> jax.Array:

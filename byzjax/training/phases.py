@@ -133,10 +133,11 @@ def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:
     h = setup.num_honest
     honest = jax.tree.map(lambda x: x[:h], sent.rows)
     center = stacked.weighted_sum(honest, jnp.full((h,), 1 / h))
+    wide = base.accumulator_dtype(sent.losses.dtype)
     return Metrics(
-        loss=jnp.sum(sent.losses[:h]) / h,
+        loss=jnp.sum(sent.losses[:h].astype(wide) / h).astype(sent.losses.dtype),
         aggregate_norm=stacked.norm(direction),
-        honest_distance=stacked.norm(jax.tree.map(jnp.subtract, direction, center)),
+        honest_distance=stacked.norm(jax.tree.map(_gap, direction, center)),
         aux=jax.tree.map(lambda x: x[:h], sent.aux),
     )
 
@@ -188,5 +189,20 @@ def _clipped(grads, max_norm):
         return grads
     norm = stacked.norm(grads)
     max_norm = jnp.asarray(max_norm, norm.dtype)
-    scale = jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1)
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    long = norm > max_norm
+    # By way of a power of two, as the quotient of the two may be no float.
+    unit = stacked.inverse(stacked.power_of_two(jnp.where(long, norm, 1)))
+    scale = jnp.where(long, max_norm / jnp.where(long, norm * unit, 1), 1)
+
+    def of_leaf(g):
+        wide = g.astype(base.accumulator_dtype(g.dtype))
+        wide = (wide * unit.astype(wide.dtype)) * scale.astype(wide.dtype)
+        return wide.astype(g.dtype)
+
+    return jax.tree.map(of_leaf, grads)
+
+
+def _gap(x, y):
+    """x − y, in at least float32."""
+    dtype = base.accumulator_dtype(x.dtype)
+    return x.astype(dtype) - y.astype(dtype)

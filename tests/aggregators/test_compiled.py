@@ -14,19 +14,20 @@ ONE = D * 4  # Bytes of [d].
 STACK = M * ONE
 
 # name: (rule, how many stacks of bytes it may touch, how many [d] it may keep beside
-# its input and output). XLA counts a loop's body once, so passes in blocks count less.
+# its input and output). XLA counts a loop's body once, so passes in blocks count less,
+# and a pass for squares that leave the range of floats counts as if it were made.
 RULES = {
     "mean": (byzjax.mean(), 1.2, 0.2),
     "median": (byzjax.median(), 1.3, 0.2),
     "trimmed_mean": (byzjax.trimmed_mean(F), 1.3, 0.2),
     "meamed": (byzjax.meamed(F), 1.3, 0.2),
     "phocas": (byzjax.phocas(F), 1.3, 0.2),
-    "monna": (byzjax.monna(F), 1.2, 0.2),
-    "ctma(median)": (byzjax.ctma(byzjax.median(), F), 2.5, 0.5),
-    "krum": (byzjax.krum(F), 0.5, 0.5),
+    "monna": (byzjax.monna(F), 2.6, 0.2),
+    "ctma(median)": (byzjax.ctma(byzjax.median(), F), 3.6, 0.5),
+    "krum": (byzjax.krum(F), 2.5, 0.5),
     # Rows far out ask for one pass more.
-    "geometric_median": (byzjax.geometric_median(), 2.5, 0.5),
-    "bulyan": (byzjax.bulyan(3), 1.2, 0.5),
+    "geometric_median": (byzjax.geometric_median(), 3.7, 0.5),
+    "bulyan": (byzjax.bulyan(3), 3.1, 0.5),
     # Each mean of rows counts as what it reads, though it is in cache by then.
     "nnm(median)": (byzjax.nnm(byzjax.median(), F), 13.0, 0.5),
 }
@@ -137,9 +138,9 @@ def test_leaves_of_many_workers_share_a_loop(name):
     assert many < 1.5 * few
 
 
-@pytest.mark.parametrize("name, m, more", [("ctma(median)", M, 0), ("krum", 65, 7)])
+@pytest.mark.parametrize("name, m, more", [("ctma(median)", M, 7), ("krum", 65, 14)])
 def test_leaves_of_one_width_share_a_loop(name, m, more):
-    """But for later passes around another centre, which are rare."""
+    """But for passes around another centre or in another unit, which are rare."""
     few, many = (
         jax.jit(RULES[name][0].aggregate)
         .lower([jax.ShapeDtypeStruct((m, 128, 128), jnp.float32)] * leaves)

@@ -14,9 +14,11 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
 
     **Guarantee.** No row that the base sees is longer than c, so over a weighted mean
     of rows (mean, krum, geometric_median …) the result is not. Over a rule by
-    coordinates it may be up to √m times as long. A row that is not finite is clipped to
-    zero. Over a geometric base the clipping itself does not touch the coordinates, and
-    distances are known to some 1e-3 of the norms of rows that are cut from far out.
+    coordinates it may be up to √m times as long, and nothing is said over one that is
+    no mean of rows (sign_majority, foolsgold that does not normalise). A row that is
+    not finite is clipped to zero. Over a geometric base the clipping itself does not
+    touch the coordinates, and distances are known to some 1e-3 of the norms of rows
+    that are cut from far out.
 
     Args:
       rule: the base aggregator.

@@ -74,8 +74,9 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         by_distance = jnp.argsort(distances, stable=True)
         ordered = weights[by_distance]
         total = jnp.sum(ordered)
-        room = total * (m - f) / m - (jnp.cumsum(ordered) - ordered)
-        kept = order.without_slivers(jnp.minimum(room, ordered), total)
+        inside = total * (m - f) / m - jnp.cumsum(ordered)
+        kept = jnp.minimum(inside + ordered, ordered)
+        kept = order.without_slivers(kept, inside, total)
         return jnp.zeros_like(kept).at[by_distance].set(kept / jnp.sum(kept))
 
     keeps = (lambda m: m - f) if ties == "lowest" else None
