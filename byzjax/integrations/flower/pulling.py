@@ -95,6 +95,12 @@ class Pull(threading.Thread):
                 parts = self._parts(grid, tree)
                 weigh(parts, self._limits)
                 message = inflate_object_from_contents(reply_id, parts)
+            except Rejected:
+                raise
+            except Exception as error:
+                # No second try: the SuperLink hands out a reply once.
+                name = type(error).__name__
+                raise Rejected(f"cannot be put together: {name}") from error
             finally:
                 # Else the SuperLink keeps the parts until the run ends.
                 client.ConfirmMessageReceived(
