@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from processes import end, family
+
 HERE = pathlib.Path(__file__).resolve().parent
 BIN = pathlib.Path(sys.executable).parent
 QUIET = {  # No telemetry, no look for updates.
@@ -76,12 +78,15 @@ class Network:
             *("--insecure", "--disable-runtime-dependency-installation"),
             *("--port", str(self.port), *more),
         )
-        end = time.monotonic() + 60
+        limit = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
-            if time.monotonic() > end or self.processes["superlink"].poll() is not None:
+            if (
+                time.monotonic() > limit
+                or self.processes["superlink"].poll() is not None
+            ):
                 raise RuntimeError(f"no SuperLink: see {self.folder / 'superlink.log'}")
             time.sleep(0.2)
 
@@ -121,16 +126,18 @@ class Network:
         )
 
     def kill(self, name: str, how: int = signal.SIGKILL) -> None:
-        """Ends a process and all that it started."""
+        """Ends a process, and sees to it that what it started ends too."""
         process = self.processes.pop(name)
+        members = family(process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+        # Those of other groups look after their parent every few seconds.
+        end(members, 15)
 
     def __exit__(self, *_) -> None:
         # SuperNodes first: a SuperLink that is gone is what they wait for.
@@ -142,6 +149,8 @@ class Network:
 def network(engine: str, clients: int) -> Iterator[Network]:
     """A network in a folder that goes with it."""
     nodes = clients if engine == "deployment" else 0
+    # Whoever ends this script ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         Network(pathlib.Path(folder), nodes) as running,
@@ -165,10 +174,10 @@ def run(
     result.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     following = running.submit({**config, "result": str(result)}, clients)
-    end = time.monotonic() + seconds
+    limit = time.monotonic() + seconds
     with log.open(errors="replace") as lines:
         going = True
-        while going and time.monotonic() < end:
+        while going and time.monotonic() < limit:
             going = following.poll() is None
             new = lines.read()
             if show:

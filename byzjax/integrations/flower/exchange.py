@@ -90,16 +90,18 @@ def replies(
 def _signed(found: list[Message], sent: Message) -> Message | None:
     """The reply, if there is one, under the name of the node that was asked."""
     message_id = sent.metadata.message_id
+    if not all(isinstance(message, Message) for message in found):
+        raise Rejected("is no message")
     if len(found) > 1:
         found = [x for x in found if x.metadata.reply_to_message_id == message_id]
         if len(found) != 1:
             raise Rejected("has several messages for one")
-    for message in found:
-        claims = message.metadata.__dict__
-        claims["_src_node_id"] = sent.metadata.dst_node_id
-        claims["_reply_to_message_id"] = message_id
-        return message
-    return None
+    if not found:
+        return None
+    claims = found[0].metadata.__dict__
+    claims["_src_node_id"] = sent.metadata.dst_node_id
+    claims["_reply_to_message_id"] = message_id
+    return found[0]
 
 
 def _refusal(reason: str, sent: Message) -> Message:

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord
 from byzjax.base import Aggregator
 from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.model import Model
+from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.programs import Programs, Server, rows_used
 from byzjax.integrations.flower.rounds import Round
 
@@ -34,6 +35,7 @@ class Learner:
       server: the optimizer.
       max_share: cap on a node's share; None if numbers of examples do not count.
       key: for rules that draw.
+      reference: the server's own reply to a model, for rules that need one.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Learner:
         server: optax.GradientTransformation,
         max_share: float | None,
         key: jax.Array | None,
+        reference: Callable[[ArrayRecord], ArrayRecord] | None,
     ) -> None:
         self._aggregator, self._worker = aggregator, worker
-        self._max_share = max_share
+        self._max_share, self._reference = max_share, reference
         self._key = jax.random.key(secrets.randbits(31)) if key is None else key
         self._server = Server(server)
         self._programs: dict[int, Programs] = {}
@@ -67,7 +70,8 @@ class Learner:
                     f"function from f to one, got one that returns {rule!r}"
                 )
         if f not in self._programs:
-            self._programs[f] = Programs(rule, self._worker, self._max_share)
+            referring = self._reference is not None
+            self._programs[f] = Programs(rule, self._worker, self._max_share, referring)
         return self._programs[f]
 
     @property
@@ -104,7 +108,12 @@ class Learner:
         key = jax.random.fold_in(self._key, server_round)
         try:
             result = programs.aggregate(
-                rows, self._rule_state, self._remembered(nodes, model), examples, key
+                rows,
+                self._rule_state,
+                self._remembered(nodes, model),
+                examples,
+                key,
+                self._own_update(model),
             )
         except ValueError as error:  # The rule's, of how many rows it needs.
             return Advance(None, {}, str(error))
@@ -128,6 +137,20 @@ class Learner:
         gone = [node for node in self._memories if node not in here]
         for node in gone[: max(len(gone) - max(len(here), 16), 0)]:
             del self._memories[node]
+
+    def _own_update(self, model: Model) -> np.ndarray | None:
+        """What the server itself would send, if the rule wants to know."""
+        if self._reference is None:
+            return None
+        row = np.empty(model.columns, np.float32)
+        try:
+            model.update(self._reference(model.record), row)
+        except Rejected as reason:
+            raise TypeError(
+                "RobustStrategy needs a reference that returns arrays like the "
+                f"model's, got arrays of which one {reason}"
+            ) from None
+        return row
 
     def _remembered(self, nodes: list[int], model: Model) -> list[np.ndarray]:
         """Leaves [m, ...] of what is kept of these nodes."""

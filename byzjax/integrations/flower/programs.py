@@ -53,6 +53,7 @@ class Programs:
       rule: any aggregator.
       worker: what is kept of each node from round to round, such as momentum.
       max_share: cap on a node's share of the weights; None if weights do not count.
+      referring: whether the rule is given a reference.
     """
 
     def __init__(
@@ -60,8 +61,11 @@ class Programs:
         rule: Aggregator,
         worker: optax.GradientTransformation | None,
         max_share: float | None,
+        referring: bool,
     ) -> None:
         self.rule = rule
+        self.refusal = ""  # Why the rule did not serve a number of rows.
+        self._referring = referring
         self._worker = worker
         self._max_share = max_share
         self.compiled = 0  # Programs of the aggregate so far.
@@ -95,20 +99,23 @@ class Programs:
     def _serves(self, m: int, weighted: bool) -> bool:
         try:
             self._try(m, weighted)
-        except ValueError:
+        except ValueError as error:
+            self.refusal = str(error)
             return False
         return True
 
     def _try(self, m: int, weighted: bool) -> None:
         rows = jax.ShapeDtypeStruct((m, 8), jnp.float32)
         weights = jax.ShapeDtypeStruct((m,), jnp.float32) if weighted else None
+        more = {"reference": jax.ShapeDtypeStruct((8,), jnp.float32)}
         jax.eval_shape(
-            lambda rows, weights, key: self.rule.aggregate(
-                rows, weights=weights, key=key
+            lambda rows, weights, key, more: self.rule.aggregate(
+                rows, weights=weights, key=key, **more
             ),
             rows,
             weights,
             jax.random.key(0),
+            more if self._referring else {},
         )
 
     def init_state(self, columns: int) -> Any:
@@ -129,6 +136,7 @@ class Programs:
         memories: list[np.ndarray],
         examples: np.ndarray,
         key: jax.Array,
+        reference: np.ndarray | None,
     ) -> Aggregate:
         """Aggregates rows [m, columns] of updates, `rows_used` of them.
 
@@ -139,17 +147,17 @@ class Programs:
         if self._max_share is not None:
             share = max(self._max_share, 1 / len(rows))
             weights = cap_weights(examples, max_share=share)
+        more = {} if reference is None else {"reference": reference}
         # In place where memory is aligned; it is not written before this is done.
         direction, state, memories, shares, sent = self._aggregate(
-            jax.device_put(rows), state, memories, key, weights
+            jax.device_put(rows), state, memories, key, weights, more
         )
         if shares is None:
-            size = max(_SAMPLED // len(rows) ** 2, 64)
-            shares = self._influence(
-                *_sample(rows if sent is None else np.asarray(sent), size),
-                key,
-                weights,
-            )
+            rows = rows if sent is None else np.asarray(sent)
+            chosen = _coordinates(*rows.shape)
+            sample, steps = _sample(rows, chosen)
+            more = {name: value[chosen] for name, value in more.items()}
+            shares = self._influence(sample, steps, key, weights, more)
         return Aggregate(
             np.asarray(direction),
             np.asarray(shares),
@@ -157,7 +165,7 @@ class Programs:
             [np.asarray(leaf) for leaf in memories],
         )
 
-    def _traced(self, rows, state, memories, key, weights):
+    def _traced(self, rows, state, memories, key, weights, more):
         self.compiled += 1
         sent = None
         if self._worker is not None:
@@ -168,7 +176,9 @@ class Programs:
                 rows, tree
             )
             memories, sent = jax.tree.leaves(tree), rows
-        direction, state = self.rule.update(rows, state, None, key=key, weights=weights)
+        direction, state = self.rule.update(
+            rows, state, None, key=key, weights=weights, **more
+        )
         if self.rule.weigh is None:
             return direction, state, memories, None, sent
         geometry = (stacked.geometry if self.rule.distances else stacked.norms)(rows)
@@ -176,37 +186,42 @@ class Programs:
         shares = jnp.where(geometry.finite, shares, 0)
         return direction, state, memories, shares, None
 
-    def _moved(self, rows, steps, key, weights):
+    def _moved(self, rows, steps, key, weights, more):
         """How far the aggregate follows each row that moves a little, [m]."""
 
         def after(rows):
-            return self.rule.aggregate(rows, key=key, weights=weights)
+            return self.rule.aggregate(rows, key=key, weights=weights, **more)
 
         before = after(rows)
         counts = steps != 0
+        size = jnp.maximum(jnp.sum(counts.astype(rows.dtype)), 1)
 
         def share(i):
             moved = after(rows.at[i].add(steps)) - before
             followed = jnp.where(counts, moved / jnp.where(counts, steps, 1), 0)
-            return jnp.sum(followed) / jnp.maximum(jnp.sum(counts), 1)
+            return jnp.sum(followed) / size
 
         return jax.lax.map(share, jnp.arange(rows.shape[0]))
 
 
-def _sample(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some coordinates [m, n] of the rows, and how far to move each [n].
-
-    Drawn anew each time, by no number that a client could know. A coordinate in which
-    half of the rows agree, as one that no data reach, moves nobody and is not counted.
-    """
-    size = min(size, _MOST_SAMPLED, rows.shape[1])
+def _coordinates(m: int, columns: int) -> np.ndarray:
+    """Some of the columns, drawn anew each time, by no number that a client knows."""
+    size = min(max(_SAMPLED // m**2, 64), _MOST_SAMPLED, columns)
     draws = np.random.default_rng(secrets.randbits(64))
-    chosen = draws.choice(rows.shape[1], size, replace=False)
-    sample = np.ascontiguousarray(rows[:, np.sort(chosen)])
+    return np.sort(draws.choice(columns, size, replace=False))
+
+
+def _sample(rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """These columns of the rows [m, n], and how far to move each [n].
+
+    A coordinate in which half of the rows agree, as one that no data reach, moves
+    nobody and is not counted.
+    """
+    sample = np.ascontiguousarray(rows[:, chosen])
     middle = np.sort(sample, axis=0)[len(sample) // 2]
     spread = np.sort(np.abs(sample - middle), axis=0)[len(sample) // 2]
-    signs = draws.choice((-_MOVE, _MOVE), size)
-    steps = (signs * spread).astype(np.float32)
+    draws = np.random.default_rng(secrets.randbits(64))
+    steps = draws.choice((-_MOVE, _MOVE), len(chosen)) * spread
     return sample, np.where(np.isfinite(steps), steps, 0).astype(np.float32)
 
 

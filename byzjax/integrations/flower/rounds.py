@@ -41,7 +41,9 @@ class Rows:
         if self._memory.size < size + 64:
             self._memory = np.empty(size + 64, np.uint8)
         first = -self._memory.ctypes.data % 64
-        return self._memory[first : first + size].view(np.float32).reshape(rows, -1)
+        return (
+            self._memory[first : first + size].view(np.float32).reshape(rows, columns)
+        )
 
 
 class Reply(NamedTuple):
@@ -213,7 +215,7 @@ class Round:
             return 1.0
         claim: Any = metrics.get(self._examples_key)
         known = isinstance(claim, int | float) and not isinstance(claim, bool)
-        if not known or not 0 < claim < math.inf:
+        if not known or not 0 < claim < 2**63:
             raise Rejected(f"claims {one_line(repr(claim))} {self._examples_key}")
         return float(claim)
 

@@ -76,6 +76,8 @@ class RobustStrategy(Strategy):
         least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds.
       checkpoint: file for the state after each round, from which `start` goes on.
       key: a `jax.random.key` for rules that draw; None for one of the system's.
+      reference: for rules that need one, as `byzjax.fltrust()`: from the record that
+        is sent to the reply of a client that the server trusts, its own.
 
     Raises:
       TypeError: an aggregator that is none, arguments of the wrong types.
@@ -121,6 +123,7 @@ class RobustStrategy(Strategy):
         grace_seconds: float | None = None,
         checkpoint: str | pathlib.Path | None = None,
         key: jax.Array | None = None,
+        reference: Callable[[ArrayRecord], ArrayRecord] | None = None,
     ) -> None:
         check_rule(aggregator)
         self._settings = Settings(
@@ -144,7 +147,7 @@ class RobustStrategy(Strategy):
             check_optimizer("worker", worker)
         if key is not None:
             key = checks.key(NAME, key)
-        self._learner = Learner(aggregator, worker, server, max_share, key)
+        self._learner = Learner(aggregator, worker, server, max_share, key, reference)
         self._nodes = Nodes()
         self._talk = Conversation(self._settings, self._nodes)
         self._rows = Rows()
@@ -166,9 +169,11 @@ class RobustStrategy(Strategy):
         model = self._learner.opened(arrays)
         sent = self._talk.messages("train", server_round, arrays, config, grid)
         f = self._settings.f(len(sent))
-        least = self._learner.programs(f).least(f, len(sent)) if sent else None
+        programs = self._learner.programs(f)
+        least = programs.least(f, len(sent)) if sent else None
         if sent and least is None:
-            log(WARNING, "the rule needs more nodes than %s, f is %s", len(sent), f)
+            why = programs.refusal or "it takes more than twice f"
+            log(WARNING, "%s nodes are too few, f is %s: %s", len(sent), f, why)
         self._learner.forget(self._talk.connected)
         key = self._settings.weighted_by_key
         current = Round(
