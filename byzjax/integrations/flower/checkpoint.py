@@ -44,7 +44,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
       ValueError: a file that is no checkpoint.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(arrays.pop("__facts__").tobytes())
         version = facts["version"]
