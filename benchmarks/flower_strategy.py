@@ -98,7 +98,7 @@ def read(into: np.ndarray | None, messages: list[Message]) -> np.ndarray:
         for m in messages
     ]
     if into is None:
-        return np.stack([np.concatenate(row) for row in rows])
+        into = np.empty((len(rows), sum(part.size for part in rows[0])), np.float32)
     for out, row in zip(into, rows, strict=True):
         np.concatenate(row, out=out)
     return into
