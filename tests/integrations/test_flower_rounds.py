@@ -14,7 +14,16 @@ import byzjax
 from byzjax.integrations.flower import RobustStrategy
 from byzjax.integrations.flower.nodes import Nodes
 from byzjax.integrations.flower.rounds import Budget, Round
-from tests.integrations.fake_grid import FakeGrid, arrays, honest, model, silent
+from tests.integrations.fake_grid import (
+    FakeGrid,
+    arrays,
+    honest,
+    model,
+    moved,
+    reply,
+    sent_model,
+    silent,
+)
 
 
 def strategy(**options):
@@ -126,8 +135,8 @@ def test_a_round_knows_how_long_to_wait(monkeypatch):
     waiting = Round(sent, 1, 3, Budget(1000.0, None))
     assert waiting.seconds_left() == 1000
     now[0] += 10
-    for reply in replies[:3]:
-        waiting.take(reply)
+    for one in replies[:3]:
+        waiting.take(one)
     # Two are missing, one more than f: four times half of ten seconds.
     assert waiting.seconds_left() == 20
     waiting.take(replies[3])
@@ -170,7 +179,26 @@ def test_shares_of_the_nodes_are_asked_and_f_is_a_share_of_these():
     robust = strategy(num_byzantine=0.29, fraction_train=0.5, fraction_evaluate=0.25)
     result = robust.start(grid, model(), 1)
     assert len(grid.asked) == 20 + 10
-    assert result.train_metrics_clientapp[1]["byzantine-assumed"] == 5
+    assert result.train_metrics_clientapp[1]["byzantine-assumed"] == 6
+
+
+def test_a_lost_node_does_not_lower_f_below_the_hostile_one():
+    def backwards(message, grid):
+        return reply(message, moved(sent_model(message), -100.0))
+
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: silent, 5: backwards})
+    start = model()
+    robust = RobustStrategy(
+        byzjax.trimmed_mean,
+        num_byzantine=0.2,
+        fraction_evaluate=0.0,
+        grace_seconds=0.1,
+    )
+    result = robust.start(grid, start, 4)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["byzantine-assumed"] == 1 and metrics["model-kept"] == 0
+    moved_by = arrays(result.arrays)["big"] - arrays(start)["big"]
+    np.testing.assert_allclose(moved_by, 4, atol=1)
 
 
 def test_the_number_of_histories_is_bounded():

@@ -64,8 +64,9 @@ class Settings:
         """How many of the nodes asked may be Byzantine."""
         if isinstance(self.num_byzantine, int):
             return self.num_byzantine
-        # A share such as 0.29 times 100 is a little less than 29.
-        return math.floor(self.num_byzantine * asked + 1e-9)
+        # Up: when honest nodes are lost, hostile ones are a larger share of the rest.
+        # A share such as 0.07 times 100 is a little more than 7.
+        return math.ceil(self.num_byzantine * asked - 1e-9)
 
     def budget(self, timeout: float) -> Budget:
         """How long a round waits, if it is not told otherwise."""

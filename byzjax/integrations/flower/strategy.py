@@ -54,7 +54,7 @@ class RobustStrategy(Strategy):
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
         byzjax.ctma(byzjax.nnm(byzjax.median(), f), f)`, where f is a share.
       num_byzantine: f, the nodes of a round that may be hostile or lost: an int, or a
-        share of those asked below 1/2, rounded down. Rules have an f of their own or,
+        share of those asked below 1/2, rounded up. Rules have an f of their own or,
         like the median, none.
       worker: an optax transformation of each node's updates, as `byzjax.momentum(0.9)`;
         its state is kept here per node. None passes updates on.
