@@ -11,7 +11,7 @@ pytest.importorskip("flwr")
 from flwr.app import ConfigRecord
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy
+from byzjax.integrations.flower import RobustStrategy, conversation
 from byzjax.integrations.flower.nodes import Nodes
 from byzjax.integrations.flower.rounds import Budget, Round
 from tests.integrations.fake_grid import (
@@ -154,6 +154,22 @@ def test_nodes_that_are_missing_are_waited_for_but_not_for_ever():
     result = robust.start(grid, start, 1)
     assert 0.9 < time.monotonic() - began < 5
     assert result.train_metrics_clientapp[1]["model-kept"] == 1
+
+
+def test_nodes_that_left_are_waited_for_once(monkeypatch):
+    monkeypatch.setattr(conversation, "_RECONNECT", 0.5)
+    grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
+
+    def leaving(message, grid):
+        grid.nodes.pop(5, None)
+        return honest(message, grid)
+
+    grid.nodes[1] = leaving
+    began = time.monotonic()
+    result = strategy(min_available_nodes=5).start(grid, model(), 6)
+    assert time.monotonic() - began < 12
+    accepted = [m["accepted"] for m in result.train_metrics_clientapp.values()]
+    assert accepted[1:] == [4] * 5
 
 
 def test_no_node_at_all():

@@ -26,6 +26,7 @@ class Conversation:
         self._settings, self._nodes = settings, nodes
         self._rounds: dict[str, Round] = {}
         self._met = False
+        self._expected: int | None = None
 
     def messages(
         self,
@@ -81,16 +82,30 @@ class Conversation:
             verdicts.log_replies(kind, current, server_round)
         return current
 
+    def resume(self) -> None:
+        """Goes on with nodes that were here before."""
+        self._met = True
+
     def _meet(self, grid: Grid, least: int) -> None:
-        """Looks who is connected; waits for enough of them, but not for ever."""
+        """Looks who is connected; waits for enough of them, but not for ever.
+
+        Without as many as can outvote f, a round is lost: they are waited for as long
+        as it lasts. Others that were here and left hold up one round, and for seconds.
+        """
+        began = time.monotonic()
         seconds = self._settings.budget(self.timeout).round_seconds
-        if self._met:  # Nodes that leave are not to hold up the others.
-            seconds = min(seconds, _RECONNECT)
-        end = time.monotonic() + seconds
+        patience = min(seconds, _RECONNECT) if self._met else seconds
+        if self._expected is not None:
+            least = min(least, self._expected)
+        enough = min(2 * self._settings.f(least) + 1, least)
         while True:
             self.connected = list(grid.get_node_ids())
-            here, left = len(self.connected), end - time.monotonic()
-            if here >= least or left <= 0:
+            here = len(self.connected)
+            left = (seconds if here < enough else patience) - time.monotonic() + began
+            if here >= least:
+                break
+            if left <= 0:
+                self._expected = max(here, enough)
                 break
             log(INFO, "Waiting for nodes: %s of %s are here", here, least)
             time.sleep(min(1.0, left))

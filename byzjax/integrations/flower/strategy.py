@@ -313,5 +313,6 @@ class RobustStrategy(Strategy):
             return arrays, 0
         arrays, facts = self._learner.restore(path, arrays)
         self._nodes.restore(facts["nodes"])
+        self._talk.resume()
         log(INFO, "Going on after round %s, from %s", facts["round"], path)
         return arrays, facts["round"]
