@@ -89,23 +89,27 @@ class Conversation:
     def _meet(self, grid: Grid, least: int) -> None:
         """Looks who is connected; waits for enough of them, but not for ever.
 
-        Without as many as can outvote f, a round is lost: they are waited for as long
-        as it lasts. Others that were here and left hold up one round, and for seconds.
+        The nodes that the user asked for are waited for as long as a round lasts, until
+        they were here once. Then those that left hold up one round, and for seconds,
+        unless too few are left to outvote f: without these a round is lost anyway.
         """
         began = time.monotonic()
-        seconds = self._settings.budget(self.timeout).round_seconds
-        patience = min(seconds, _RECONNECT) if self._met else seconds
+        round_seconds = self._settings.budget(self.timeout).round_seconds
         if self._expected is not None:
             least = min(least, self._expected)
-        enough = min(2 * self._settings.f(least) + 1, least)
+        enough = 2 * self._settings.f(least) + 1
+        needed = min(least, enough) if self._met else least
         while True:
             self.connected = list(grid.get_node_ids())
             here = len(self.connected)
-            left = (seconds if here < enough else patience) - time.monotonic() + began
-            if here >= least:
+            if here >= max(least, enough):
                 break
+            seconds = round_seconds
+            if here >= needed:
+                seconds = min(seconds, _RECONNECT)
+            left = seconds - (time.monotonic() - began)
             if left <= 0:
-                self._expected = max(here, enough)
+                self._expected = max(here, needed)
                 break
             log(INFO, "Waiting for nodes: %s of %s are here", here, least)
             time.sleep(min(1.0, left))
