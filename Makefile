@@ -2,6 +2,7 @@
 #
 #   make demo     train under attack, about two minutes (environment: .venv)
 #   make test     lint, types and all tests on the built wheel (environment: .venv-test)
+#   make test-flower  the tests of byzjax.integrations.flower (environment: .venv-flower)
 #   make lint     ruff and pyright only
 #   make format   ruff's formatting and its safe fixes
 #   make clean    remove environments, builds and caches
@@ -17,6 +18,8 @@ PYTEST_FLAGS =
 DEMO_STAMP = .venv/.installed-$(subst /,-,$(PYTHON))
 TEST_STAMP = .venv-test/.installed-$(subst /,-,$(PYTHON))
 TEST_BIN = .venv-test/bin
+FLOWER_STAMP = .venv-flower/.installed-$(subst /,-,$(PYTHON))
+FLOWER_BIN = .venv-flower/bin
 CODE = byzjax experiments examples benchmarks tests
 # What the tests read, beside the installed package. Missing ones are left out.
 TESTED_FILES = tests experiments examples benchmarks docs *.md pyproject.toml
@@ -50,7 +53,7 @@ define PIP_FAILED
   echo "pip's output, with PIP_FLAGS=--verbose." >&2; exit 1; }
 endef
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-flower lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -91,9 +94,26 @@ format: $(TEST_STAMP)
 	@$(TEST_BIN)/ruff check --fix .
 	@$(TEST_BIN)/ruff format .
 
+# Flower's pins contradict those of constraints.txt: it has an environment of its own.
+$(FLOWER_STAMP): pyproject.toml constraints-flower.txt
+	$(call MAKE_ENVIRONMENT,.venv-flower)
+	@{ $(FLOWER_BIN)/python -m pip install $(PIP_FLAGS) -c constraints-flower.txt \
+	    hatchling editables \
+	  && $(FLOWER_BIN)/python -m pip install $(PIP_FLAGS) -c constraints-flower.txt \
+	    --no-build-isolation --editable '.[flower-test]'; } \
+	  || $(PIP_FAILED)
+	@touch $@
+
+test-flower: $(FLOWER_STAMP)
+	@$(FLOWER_BIN)/pyright --pythonpath $(FLOWER_BIN)/python \
+	  byzjax/integrations/flower examples/flower benchmarks/flower_strategy.py
+	@env -u PYTHONPATH FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \
+	  $(FLOWER_BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
+	  $(PYTEST_FLAGS) byzjax/integrations/flower tests/integrations
+
 # In a folder of its own, where only the installed package can be imported. pytest comes
 # last, in one run, so that its closing line is the last one.
-test: $(TEST_STAMP) lint
+test: $(TEST_STAMP) lint test-flower
 	@$(BUILD_WHEEL) && $(TEST_BIN)/python -m pip install $(PIP_FLAGS) --no-deps \
 	  --force-reinstall build/wheel/*.whl
 	@set -e; python="$(CURDIR)/$(TEST_BIN)/python"; \
@@ -104,5 +124,5 @@ test: $(TEST_STAMP) lint
 	  $(PYTEST_FLAGS) --pyargs byzjax ./tests
 
 clean:
-	rm -rf .venv .venv-test build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-test .venv-flower build dist .pytest_cache .ruff_cache .hypothesis
 	find $(wildcard $(CODE)) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,7 +58,9 @@ MOST_OF_FRONT = 2
 RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer}
 
 RUN_TIME = {"jax", "jaxlib", "numpy", "optax"} | sys.stdlib_module_names
-EXTRAS = {"byzjax.integrations.flower": {"flwr"}}
+EXTRAS = {"byzjax.integrations.flower": {"flwr"}}  # With the modules inside.
+# A strategy is a host program, which its user cannot jit: its compiled programs.
+JITS = {"byzjax.integrations.flower.programs"}
 
 
 def name_of(path):
@@ -117,8 +119,20 @@ def is_a_jit(node):
     return False
 
 
+def offered(package):
+    """`__all__` of a package as its source has it: its extra may not be installed."""
+    for node in parse(MODULES[package]).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
 def is_public(dotted):
     """Whether each step of a name such as byzjax.attacks.alie is offered to users."""
+    for package in EXTRAS:
+        if dotted == package or dotted.startswith(f"{package}."):
+            inside = dotted[len(package) + 1 :].split(".")[0]
+            return not inside or inside in offered(package)
     value = byzjax
     for part in dotted.split(".")[1:]:
         if not isinstance(value, types.ModuleType):
@@ -163,8 +177,17 @@ def test_imports_go_down(module):
         if other.split(".")[0] == "byzjax":
             assert may_import(module, other), f"{module} must not import {other}"
         else:
-            allowed = RUN_TIME | EXTRAS.get(module, set())
-            assert other.split(".")[0] in allowed, f"{module} imports {other}"
+            assert other.split(".")[0] in allowed(module), f"{module} imports {other}"
+
+
+def allowed(module):
+    """What a module may import from outside: the run-time ones and its extra's."""
+    extras = [
+        names
+        for package, names in EXTRAS.items()
+        if f"{module}.".startswith(f"{package}.")
+    ]
+    return RUN_TIME.union(*extras)
 
 
 def behind_the_front(module, others):
@@ -186,7 +209,7 @@ def test_the_front_of_numerics_has_no_underscore():
     assert {name for name in inside if "._" not in name} == FRONT
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", sorted(set(MODULES) - JITS))
 def test_the_library_never_calls_jit(module):
     if module == "byzjax.testing":
         return  # Which jits as users do.
@@ -230,6 +253,10 @@ def test_the_checks_see_what_they_forbid():
     assert may_import("byzjax.aggregators.meta.nnm", "byzjax.aggregators.krum")
     assert may_import("byzjax.attacks.alie", "byzjax.attacks.lift")
     assert may_import("byzjax.integrations.flower", "byzjax")
+    assert "flwr" in allowed("byzjax.integrations.flower.npy")
+    assert "flwr" not in allowed("byzjax.integrations") | allowed("byzjax.training")
+    assert is_public("byzjax.integrations.flower.RobustStrategy")
+    assert not is_public("byzjax.integrations.flower.rounds")
     inside = "def f():\n    from byzjax import base, median"
     assert list(imports(ast.parse(inside), MODULES)) == ["byzjax.base", "byzjax"]
     outside = ["byzjax.numerics._gram", "byzjax.numerics.stacked"]

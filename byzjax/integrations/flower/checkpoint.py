@@ -1,0 +1,106 @@
+"""A strategy's state in one file, which is whole or not there.
+
+Written beside its place, flushed to the disk, and renamed: whoever is killed meanwhile
+leaves the file of the round before. NumPy's format without pickles, and JSON.
+"""
+
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_VERSION = 1
+
+
+def write(path: pathlib.Path, arrays: dict[str, np.ndarray], facts: Any) -> None:
+    """Replaces the file by one with these arrays and facts."""
+    header = np.frombuffer(
+        json.dumps({"version": _VERSION, **facts}).encode(), np.uint8
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, allow_pickle=False, __facts__=header, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    # The name is on the disk only when its folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
+    """The arrays and facts of `write`.
+
+    Raises:
+      ValueError: a file that is no checkpoint.
+    """
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        facts = json.loads(arrays.pop("__facts__").tobytes())
+        version = facts["version"]
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"RobustStrategy needs a checkpoint of its own, got the file {path}: "
+            f"{error}. Move it away to start anew"
+        ) from error
+    if version != _VERSION:
+        raise ValueError(
+            f"RobustStrategy needs a checkpoint of version {_VERSION}, got version "
+            f"{version} in {path}: finish that run with the byzjax that began it, or "
+            "move it away to start anew"
+        )
+    return arrays, facts
+
+
+def leaves(prefix: str, tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a state as named arrays; random keys as their numbers."""
+    return {
+        f"{prefix}/{i}": np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+        for i, x in enumerate(jax.tree.leaves(tree))
+    }
+
+
+def restored(prefix: str, arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """The state whose `leaves` these arrays are, of the structure of `like`.
+
+    Raises:
+      ValueError: arrays of another state.
+    """
+    found, structure = jax.tree.flatten(like)
+    new = []
+    for i, leaf in enumerate(found):
+        saved = arrays.get(f"{prefix}/{i}")
+        numbers = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+        wanted = numbers.shape, np.dtype(numbers.dtype)
+        if saved is None or (saved.shape, saved.dtype) != wanted:
+            raise ValueError(
+                f"RobustStrategy needs the {prefix} that its checkpoint was written "
+                "with, got another: give the same arguments as before, or move the "
+                "checkpoint away to start anew"
+            )
+        back = jnp.asarray(saved)
+        if _is_key(leaf):
+            back = jax.random.wrap_key_data(back, impl=jax.random.key_impl(leaf))
+        new.append(back)
+    if f"{prefix}/{len(found)}" in arrays:
+        raise ValueError(
+            f"RobustStrategy needs the {prefix} that its checkpoint was written with, "
+            "got a smaller one: give the same arguments as before, or move the "
+            "checkpoint away to start anew"
+        )
+    return jax.tree.unflatten(structure, new)
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

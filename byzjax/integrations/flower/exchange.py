@@ -1,0 +1,108 @@
+"""Sends messages and hands on their replies, one by one, while there is time."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from byzjax.integrations.flower.npy import Rejected
+from byzjax.integrations.flower.pulling import Limits, Pull
+from byzjax.integrations.flower.rounds import Refusal, Round
+
+_PATIENCE = 2.0  # Seconds that one pull may hold up the others.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # Seconds between looks for replies.
+_TRIES = 3  # Of a pull that fails.
+
+
+def send(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
+    """Sends messages; those that left, by the id that the grid gave them."""
+    if not messages:
+        return {}
+    left = set(grid.push_messages(messages))
+    return {
+        message.metadata.message_id: message
+        for message in messages
+        if message.metadata.message_id in left
+    }
+
+
+def replies(
+    grid: Grid, sent: dict[str, Message], of: Round, limits: Limits
+) -> Iterator[Message]:
+    """Pulls replies until all are there or the round's time is over.
+
+    Each is asked for by itself: if its body ends the pull, that is one reply lost. Who
+    it is from and what it answers is written over what it claims.
+
+    Args:
+      grid: where they come in.
+      sent: what they answer, by message id.
+      of: the round that takes them, which knows how long to wait.
+      limits: how large one may be.
+
+    Yields:
+      Messages, with an error for those that could not be pulled.
+    """
+    waiting: dict[str, Pull | None] = dict.fromkeys(sent)
+    failures = dict.fromkeys(sent, 0)
+    pause = _FIRST_PAUSE
+    while waiting:
+        came = False
+        for message_id in list(waiting):
+            left = of.seconds_left()
+            if left <= 0:
+                break
+            pull = waiting[message_id]
+            if pull is None:
+                pull = waiting[message_id] = Pull(grid, message_id, limits)
+                pull.start()
+                pull.join(min(_PATIENCE, left))
+            if pull.is_alive():
+                continue
+            waiting[message_id] = None
+            try:
+                reply = _signed(pull.result(), sent[message_id])
+            except Rejected as reason:
+                reply = _refusal(str(reason), sent[message_id])
+            except Exception as error:
+                failures[message_id] += 1
+                if failures[message_id] < _TRIES:
+                    continue
+                reason = f"cannot be pulled: {type(error).__name__}"
+                reply = _refusal(reason, sent[message_id])
+            if reply is None:
+                continue
+            came = True
+            del waiting[message_id]
+            yield reply
+        left = of.seconds_left()
+        if left <= 0:
+            break
+        pause = _FIRST_PAUSE if came else min(1.5 * pause, _LONGEST_PAUSE)
+        time.sleep(min(pause, left))
+    for pull in waiting.values():
+        if pull is not None:
+            pull.stop()
+
+
+def _signed(found: list[Message], sent: Message) -> Message | None:
+    """The reply, if there is one, under the name of the node that was asked."""
+    message_id = sent.metadata.message_id
+    if not all(isinstance(message, Message) for message in found):
+        raise Rejected("is no message")
+    if len(found) > 1:
+        found = [x for x in found if x.metadata.reply_to_message_id == message_id]
+        if len(found) != 1:
+            raise Rejected("has several messages for one")
+    if not found:
+        return None
+    claims = found[0].metadata.__dict__
+    claims["_src_node_id"] = sent.metadata.dst_node_id
+    claims["_reply_to_message_id"] = message_id
+    return found[0]
+
+
+def _refusal(reason: str, sent: Message) -> Message:
+    return Message(Refusal(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=sent)

@@ -1,0 +1,219 @@
+"""What is learnt: the model, and the states of the rule and of the optimizers."""
+
+import pathlib
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flwr.app import Array, ArrayRecord
+
+from byzjax.base import Aggregator
+from byzjax.integrations.flower import checkpoint
+from byzjax.integrations.flower.model import Model
+from byzjax.integrations.flower.npy import Rejected
+from byzjax.integrations.flower.programs import Programs, Server, rows_used
+from byzjax.integrations.flower.rounds import Round
+
+
+class Advance(NamedTuple):
+    """What a round changed."""
+
+    arrays: ArrayRecord | None  # None: the model is kept.
+    influence: dict[int, float]  # Node → share in the aggregate.
+    reason: str  # Why the model is kept.
+
+
+class Learner:
+    """Takes the replies of a round to the next model.
+
+    Args:
+      aggregator: a rule, or a function from f to one.
+      worker: kept of each node, such as `byzjax.momentum(0.9)`; None for nothing.
+      server: the optimizer.
+      max_share: cap on a node's share; None if numbers of examples do not count.
+      key: for rules that draw.
+      reference: the server's own reply to a model, for rules that need one.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator | Callable[[int], Aggregator],
+        worker: optax.GradientTransformation | None,
+        server: optax.GradientTransformation,
+        max_share: float | None,
+        key: jax.Array | None,
+        reference: Callable[[ArrayRecord], ArrayRecord] | None,
+    ) -> None:
+        self._aggregator, self._worker = aggregator, worker
+        self._max_share, self._reference = max_share, reference
+        self._key = jax.random.key(secrets.randbits(31)) if key is None else key
+        self._server = Server(server)
+        self._programs: dict[int, Programs] = {}
+        self._last_f = 0
+        self._model: Model | None = None
+        self._rule_state: Any = None
+        self._server_state: Any = None
+        self._memories: dict[int, list[np.ndarray]] = {}
+
+    def programs(self, f: int) -> Programs:
+        """The programs of the rule for f Byzantine nodes."""
+        if isinstance(self._aggregator, Aggregator):
+            f, rule = -1, self._aggregator
+        elif f not in self._programs:
+            rule = self._aggregator(f)
+            if not isinstance(rule, Aggregator):
+                raise TypeError(
+                    "RobustStrategy needs an aggregator such as byzjax.median(), or a "
+                    f"function from f to one, got one that returns {rule!r}"
+                )
+        if f not in self._programs:
+            referring = self._reference is not None
+            self._programs[f] = Programs(rule, self._worker, self._max_share, referring)
+        return self._programs[f]
+
+    @property
+    def compiled(self) -> int:
+        """How many programs of aggregates were compiled so far."""
+        return sum(programs.compiled for programs in self._programs.values())
+
+    def opened(self, arrays: ArrayRecord) -> Model:
+        """The model of these arrays; the first makes the first states."""
+        if self._model is None or self._model.record is not arrays:
+            self._model = Model(arrays)
+        if self._server_state is None:
+            self._server_state = self._server.init(self._model.tree())
+        return self._model
+
+    def advance(self, of: Round, server_round: int) -> Advance:
+        """The next model from a round's replies."""
+        model = of.model
+        assert model is not None
+        nodes, rows = of.stack()
+        if len(nodes) < of.enough:
+            reason = f"{len(nodes)} usable replies, and {of.enough} are needed"
+            return Advance(None, {}, reason)
+        programs = self.programs(of.num_byzantine)
+        self._last_f = of.num_byzantine
+        used = rows_used(len(nodes), of.enough)
+        if used < len(nodes):
+            draws = np.random.default_rng(secrets.randbits(64))
+            chosen = np.sort(draws.choice(len(nodes), used, replace=False))
+            nodes, rows = [nodes[i] for i in chosen], rows[chosen]
+        if self._rule_state is None:
+            self._rule_state = programs.init_state(model.columns)
+        examples = np.asarray([of.replies[node].examples for node in nodes])
+        key = jax.random.fold_in(self._key, server_round)
+        try:
+            result = programs.aggregate(
+                rows,
+                self._rule_state,
+                self._remembered(nodes, model),
+                examples,
+                key,
+                self._own_update(model),
+            )
+        except ValueError as error:  # The rule's, of how many rows it needs.
+            return Advance(None, {}, str(error))
+        step, server_state = self._server.step(
+            result.direction, self._server_state, model.tree()
+        )
+        new = model.moved(step) if np.isfinite(step).all() else None
+        shares = dict(zip(nodes, map(float, result.influence), strict=True))
+        if new is None:
+            return Advance(None, shares, "the step would not be finite")
+        self._model, self._server_state = new, server_state
+        self._rule_state = result.state
+        for i, node in enumerate(nodes):
+            self._memories.pop(node, None)
+            self._memories[node] = [leaf[i].copy() for leaf in result.memories]
+        return Advance(new.record, shares, "")
+
+    def forget(self, connected: Iterable[int]) -> None:
+        """Drops what is kept of nodes that left, once they outnumber those here."""
+        here = set(connected)
+        gone = [node for node in self._memories if node not in here]
+        for node in gone[: max(len(gone) - max(len(here), 16), 0)]:
+            del self._memories[node]
+
+    def _own_update(self, model: Model) -> np.ndarray | None:
+        """What the server itself would send, if the rule wants to know."""
+        if self._reference is None:
+            return None
+        row = np.empty(model.columns, np.float32)
+        try:
+            model.update(self._reference(model.record), row)
+        except Rejected as reason:
+            raise TypeError(
+                "RobustStrategy needs a reference that returns arrays like the "
+                f"model's, got arrays of which one {reason}"
+            ) from None
+        return row
+
+    def _remembered(self, nodes: list[int], model: Model) -> list[np.ndarray]:
+        """Leaves [m, ...] of what is kept of these nodes."""
+        if self._worker is None:
+            return []
+        fresh = next(iter(self._programs.values())).init_memory(model.columns)
+        each = [self._memories.get(node, fresh) for node in nodes]
+        return [np.stack(leaves) for leaves in zip(*each, strict=True)]
+
+    def save(self, path: pathlib.Path, server_round: int, facts: dict) -> None:
+        """Writes everything that the next round needs."""
+        assert self._model is not None
+        record = self._model.record
+        arrays = {
+            f"model/{i}": np.frombuffer(array.data, np.uint8)
+            for i, array in enumerate(record.values())
+        }
+        arrays |= checkpoint.leaves("server", self._server_state)
+        arrays |= checkpoint.leaves("rule", self._rule_state)
+        arrays |= checkpoint.leaves("key", self._key)
+        for i, memory in enumerate(self._memories.values()):
+            arrays |= {f"memory/{i}/{j}": leaf for j, leaf in enumerate(memory)}
+        described = [
+            [name, array.dtype, list(array.shape)] for name, array in record.items()
+        ]
+        facts = facts | {
+            "round": server_round,
+            "f": self._last_f,
+            "model": described,
+            "remembered": [str(node) for node in self._memories],
+            "has_rule_state": self._rule_state is not None,
+        }
+        checkpoint.write(path, arrays, facts)
+
+    def restore(
+        self, path: pathlib.Path, arrays: ArrayRecord
+    ) -> tuple[ArrayRecord, dict]:
+        """The model and the facts of `save`.
+
+        Raises:
+          ValueError: a checkpoint of another model, or of other arguments.
+        """
+        saved, facts = checkpoint.read(path)
+        record = ArrayRecord()
+        for i, (name, dtype, shape) in enumerate(facts["model"]):
+            data = saved[f"model/{i}"].tobytes()
+            record[name] = Array(dtype, tuple(shape), "numpy.ndarray", data)
+        wanted = {n: (a.dtype, tuple(a.shape)) for n, a in arrays.items()}
+        if {n: (a.dtype, tuple(a.shape)) for n, a in record.items()} != wanted:
+            raise ValueError(
+                f"RobustStrategy needs a checkpoint of the model it is given, got one "
+                f"of another in {path}: move it away to start anew"
+            )
+        model = self.opened(record)
+        self._server_state = checkpoint.restored("server", saved, self._server_state)
+        self._key = checkpoint.restored("key", saved, self._key)
+        programs = self.programs(facts["f"])
+        if facts["has_rule_state"]:
+            fresh = programs.init_state(model.columns)
+            self._rule_state = checkpoint.restored("rule", saved, fresh)
+        size = len(programs.init_memory(model.columns))
+        for i, node in enumerate(facts["remembered"]):
+            leaves = [saved.get(f"memory/{i}/{j}") for j in range(size)]
+            if all(leaf is not None for leaf in leaves):
+                self._memories[int(node)] = [x for x in leaves if x is not None]
+        return record, facts

@@ -1,0 +1,104 @@
+"""What is known of each node: how often it was asked, and what came of it."""
+
+import dataclasses
+import random
+from collections.abc import Iterable
+from typing import Any
+
+_MOST_NODES = 10_000  # Histories kept; anybody can register nodes without end.
+_MOST_REASONS = 16  # Kept of one node, which words some of them itself.
+_LONGEST_REST = 8  # Rounds.
+
+
+@dataclasses.dataclass
+class NodeHistory:
+    """What became of the training messages that were sent to one node.
+
+    **Guarantee.** `asked == accepted + rejected + silent` after every round.
+
+    Attributes:
+      asked: rounds in which it was sent the model.
+      accepted: replies of it that the rule saw.
+      rejected: replies that were not used.
+      silent: rounds in which nothing came in time.
+      influence: sum over its accepted replies of its share in the aggregate; divided
+        by `accepted`, its mean influence, which is about 1/m for an honest node.
+      reasons: why replies were rejected → how often.
+      resting_until: the last round in which it is not asked, since it was silent.
+
+    Example:
+      >>> from byzjax.integrations.flower import NodeHistory
+      >>> NodeHistory(asked=3, accepted=2, silent=1).accepted
+      2
+    """
+
+    asked: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    silent: int = 0
+    influence: float = 0.0
+    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    resting_until: int = 0
+    silences: int = 0  # In a row.
+
+    def note_rejected(self, reason: str) -> None:
+        """Counts a reply that was not used."""
+        self.rejected += 1
+        self.silences = 0
+        if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def note_accepted(self, influence: float) -> None:
+        """Counts a reply that was used."""
+        self.accepted += 1
+        self.silences = 0
+        self.influence += influence
+
+    def note_silence(self, server_round: int) -> None:
+        """The node rests: one round after a first silence, then two, four, eight."""
+        rest = min(2**self.silences, _LONGEST_REST)
+        self.silences = min(self.silences + 1, 10)
+        self.resting_until = server_round + rest
+
+
+class Nodes:
+    """All histories, and who is asked next."""
+
+    def __init__(self) -> None:
+        self.histories: dict[int, NodeHistory] = {}
+
+    def of(self, node: int) -> NodeHistory:
+        """A node's history, which becomes the youngest."""
+        history = self.histories.pop(node, None) or NodeHistory()
+        self.histories[node] = history
+        while len(self.histories) > _MOST_NODES:
+            del self.histories[next(iter(self.histories))]
+        return history
+
+    def choose(
+        self, connected: Iterable[int], size: int, least: int, server_round: int
+    ) -> list[int]:
+        """Draws `size` of the nodes that do not rest.
+
+        Where these are fewer than `least`, resting ones are asked all the same, those
+        first whose rest is over first.
+        """
+
+        def rest(node):
+            history = self.histories.get(node)
+            return history.resting_until if history else 0
+
+        connected = sorted(set(connected))
+        awake = [node for node in connected if rest(node) < server_round]
+        if len(awake) < least:
+            resting = [node for node in connected if rest(node) >= server_round]
+            awake += sorted(resting, key=rest)[: least - len(awake)]
+        return sorted(random.sample(awake, min(size, len(awake))))
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON has it; ids are beyond the integers of some readers."""
+        return {str(n): dataclasses.asdict(h) for n, h in self.histories.items()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The inverse of `saved`."""
+        self.histories = {int(n): NodeHistory(**h) for n, h in saved.items()}

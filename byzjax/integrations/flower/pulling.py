@@ -1,0 +1,169 @@
+"""One reply from the grid, screened before it is inflated where that is possible.
+
+Flower hands out replies already inflated: whoever sends a body that cannot be, or one
+small chunk named a million times, ends the server inside the grid. In a deployment the
+parts of a reply are pulled here one by one, weighed, and only then put together.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+
+from flwr.app import Message
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+)
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from byzjax.integrations.flower.npy import Rejected
+
+_CHUNK = b"ArrayChunk "  # How a part that holds numbers begins.
+_MOST_METADATA = 2**20  # Bytes of a part that holds none.
+_LEAST_CHUNK = 2**16  # Bytes; Flower's own are 5 MiB.
+_UPLOAD_PAUSE = 0.5  # Seconds between looks for a part that is still on its way.
+
+
+class Limits:
+    """How large a reply may be.
+
+    Args:
+      numbers: bytes of the arrays in an honest one.
+      arrays: how many arrays it has.
+    """
+
+    def __init__(self, numbers: int, arrays: int) -> None:
+        self.bytes = numbers + 4096 * arrays + 2 * _MOST_METADATA
+        self.parts = 64 + 2 * arrays + numbers // _LEAST_CHUNK
+
+
+class Pull(threading.Thread):
+    """A pull of the reply to one message, which may take as long as it wants.
+
+    A thread, so that a body that does not come holds up nobody else's.
+    """
+
+    def __init__(self, grid: Grid, message_id: str, limits: Limits) -> None:
+        super().__init__(daemon=True, name="pull of a reply")
+        self._grid, self._id, self._limits = grid, message_id, limits
+        self._stopped = threading.Event()
+        self._messages: list[Message] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Pulls; called by `start`."""
+        try:
+            if isinstance(self._grid, HttpGrid):
+                self._messages = list(self._screened(self._grid))
+            else:
+                self._messages = list(self._grid.pull_messages([self._id]))
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> list[Message]:
+        """The messages, most often none or one; raises what the pull raised."""
+        if self._error is not None:
+            raise self._error
+        return self._messages
+
+    def stop(self) -> None:
+        """Gives up on parts that are still on their way."""
+        self._stopped.set()
+
+    def _screened(self, grid: HttpGrid) -> Iterator[Message]:
+        client = grid._runtime_client
+        request = PullAppMessagesRequest(message_ids=[self._id])
+        found = client.PullMessages(request)
+        for envelope, tree in zip(
+            found.messages_list, found.message_object_trees, strict=True
+        ):
+            # The envelope was checked by the SuperLink, what is inside by nobody.
+            reply_id = envelope.metadata.message_id
+            try:
+                if envelope.metadata.reply_to_message_id != self._id:
+                    continue
+                parts = self._parts(grid, tree)
+                weigh(parts, self._limits)
+                message = inflate_object_from_contents(reply_id, parts)
+            except Rejected:
+                raise
+            except Exception as error:
+                # No second try: the SuperLink hands out a reply once.
+                name = type(error).__name__
+                raise Rejected(f"cannot be put together: {name}") from error
+            finally:
+                # Else the SuperLink keeps the parts until the run ends.
+                client.ConfirmMessageReceived(
+                    ConfirmMessageReceivedRequest(
+                        node=grid.node,
+                        run_id=grid.run.run_id,
+                        message_object_id=reply_id,
+                    )
+                )
+            if not isinstance(message, Message):
+                raise Rejected("is no message")
+            yield message
+
+    def _parts(self, grid: HttpGrid, tree: ObjectTree) -> dict[str, bytes]:
+        pull = make_pull_object_fn_protobuf(
+            grid._runtime_client.PullObject, grid.node, grid.run.run_id
+        )
+        parts: dict[str, bytes] = {}
+        size = 0
+        for part in parts_of(tree, self._limits.parts):
+            content = self._part(pull, part)
+            size += len(content)
+            if size > self._limits.bytes:
+                raise Rejected(f"is larger than {self._limits.bytes} bytes")
+            if not content.startswith(_CHUNK) and len(content) > _MOST_METADATA:
+                raise Rejected(f"has a part of {len(content)} bytes without numbers")
+            parts[part] = content
+        return parts
+
+    def _part(self, pull, part: str) -> bytes:
+        while True:
+            try:
+                return pull(part)
+            except ObjectUnavailableError:
+                if self._stopped.wait(_UPLOAD_PAUSE):
+                    raise Rejected("was announced, and did not come in time") from None
+            except ObjectPullError:
+                raise Rejected("was announced, and is not there") from None
+
+
+def parts_of(tree: ObjectTree, most: int) -> list[str]:
+    """The ids of a reply's parts, no more than an honest one has."""
+    found: dict[str, None] = {}
+    waiting, seen = [tree], 0
+    while waiting:
+        seen += 1
+        if seen > most:
+            raise Rejected(f"has more than {most} parts")
+        branch = waiting.pop()
+        found[branch.object_id] = None
+        waiting.extend(branch.children)
+    return list(found)
+
+
+def weigh(parts: dict[str, bytes], limits: Limits) -> None:
+    """Raises unless the arrays fit when they are put together from their chunks."""
+    size = 0
+    for content in parts.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind != "Array":
+            continue
+        body = json.loads(content[content.index(b"\x00") + 1 :])
+        for index in body["arraychunk_ids"]:
+            size += len(parts[children[index]])
+            if size > limits.bytes:
+                raise Rejected(f"is larger than {limits.bytes} bytes when put together")

@@ -1,0 +1,239 @@
+"""One round: who was asked, who answered what, and the stack of the usable replies."""
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from flwr.app import ArrayRecord, Error, Message, MetricRecord
+
+from byzjax.integrations.flower.model import Model
+from byzjax.integrations.flower.npy import Rejected
+
+_MOST_METRICS = 64  # Names read of one client's metrics.
+_SUPERLINK = 1  # The node id under which the SuperLink reports errors.
+_TO_THE_RULE = 0.5  # Grace for the last replies, as a share of the time of the others.
+_LEAST_GRACE = 3.0  # Seconds: what Flower's clients take to hand over a reply.
+
+
+class Refusal(Error):
+    """Why a reply could not be pulled: our words, which no client can forge."""
+
+
+class Budget(NamedTuple):
+    """How long a round waits."""
+
+    round_seconds: float
+    grace_seconds: float | None
+
+
+class Rows:
+    """Memory for the replies of a round, kept from round to round."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def of(self, rows: int, columns: int) -> np.ndarray:
+        """Rows [rows, columns], float32, placed as XLA wants them to read in place."""
+        size = rows * columns * 4
+        if self._memory.size < size + 64:
+            self._memory = np.empty(size + 64, np.uint8)
+        first = -self._memory.ctypes.data % 64
+        return (
+            self._memory[first : first + size].view(np.float32).reshape(rows, columns)
+        )
+
+
+class Reply(NamedTuple):
+    """What is kept of a usable reply, beside its row."""
+
+    row: int
+    examples: float  # What the client claims; 1 where nobody asked.
+    metrics: dict[str, float]
+
+
+class Round:
+    """Collects the replies of one round.
+
+    Args:
+      sent: the messages; their ids are read once replies come in.
+      num_byzantine: f.
+      enough: replies without which there is no aggregate.
+      budget: how long to wait.
+      model: what was sent, for a round of training; None for one of evaluation.
+      rows: memory for the replies of training.
+      examples_key: the metric that has the number of examples, if it counts.
+    """
+
+    def __init__(
+        self,
+        sent: Sequence[Message],
+        num_byzantine: int,
+        enough: int,
+        budget: Budget,
+        *,
+        model: Model | None = None,
+        rows: Rows | None = None,
+        examples_key: str | None = None,
+    ) -> None:
+        self.sent = sent
+        self.asked = [message.metadata.dst_node_id for message in sent]
+        self._places = {node: place for place, node in enumerate(self.asked)}
+        self.num_byzantine = num_byzantine
+        self.enough = enough
+        self.replies: dict[int, Reply] = {}
+        self.rejected: dict[int, str] = {}
+        self.strangers = 0
+        self._budget = budget
+        self.model = model
+        self._examples_key = examples_key
+        self._free = set(self._places.values())
+        self._began = time.monotonic()
+        self._enough_after: float | None = None
+        if model is not None and rows is not None:
+            self._rows = rows.of(len(sent), model.columns)
+
+    @property
+    def silent(self) -> list[int]:
+        """The nodes that have not answered."""
+        return [
+            node
+            for node in self.asked
+            if node not in self.replies and node not in self.rejected
+        ]
+
+    def seconds_left(self) -> float:
+        """How long to wait for more; at most 0 if it is over."""
+        passed = time.monotonic() - self._began
+        missing = len(self.silent)
+        if not missing:
+            return 0.0
+        left = self._budget.round_seconds - passed
+        if len(self.replies) < self.enough:
+            return left
+        if self._enough_after is None:
+            self._enough_after = passed
+        # f of them may be silent on purpose; more than f are probably slow.
+        last = missing <= self.num_byzantine
+        grace = self._budget.grace_seconds
+        if grace is None:
+            grace = max(_TO_THE_RULE * self._enough_after, _LEAST_GRACE)
+        since = passed - self._enough_after
+        return min(left, (grace if last else 4 * grace) - since)
+
+    def reopen(self) -> None:
+        """Forgets all replies, for a caller that aggregates the same round again."""
+        self.replies, self.rejected, self.strangers = {}, {}, 0
+        self._free = set(self._places.values())
+
+    def take(self, message: Message) -> None:
+        """Screens one reply; nothing in it raises."""
+        node = None
+        try:
+            node = self._sender(message)
+            if node is None:
+                self.strangers += 1
+            elif node in self.replies or node in self.rejected:
+                self._withdraw(node)
+                raise Rejected("sent two replies")
+            else:
+                self.replies[node] = self._opened(node, message)
+        except Rejected as reason:
+            if node is not None:
+                self.rejected[node] = str(reason)[:200]
+        except Exception as error:  # Whatever a client has thought of.
+            if node is None:
+                self.strangers += 1
+            else:
+                self.rejected[node] = f"cannot be read: {type(error).__name__}"
+
+    def stack(self) -> tuple[list[int], np.ndarray]:
+        """The nodes that count, and their rows [m, columns] without gaps."""
+        m = len(self.replies)
+        gaps = sorted(row for row in self._free if row < m)
+        for node, reply in sorted(self.replies.items()):
+            if reply.row >= m:
+                gap = gaps.pop(0)
+                self._rows[gap] = self._rows[reply.row]
+                self.replies[node] = reply._replace(row=gap)
+        self._free = set(range(m, len(self._rows)))
+        nodes = sorted(self.replies, key=lambda node: self.replies[node].row)
+        return nodes, self._rows[:m]
+
+    def _sender(self, message: Message) -> int | None:
+        """The node that a message was sent to; who sent a reply is but a claim."""
+        claims = message.metadata
+        nodes = self._nodes_by_message.get(claims.reply_to_message_id, [])
+        if message.has_error() and claims.src_node_id == _SUPERLINK:
+            return nodes[0] if len(nodes) == 1 else None
+        return claims.src_node_id if claims.src_node_id in nodes else None
+
+    @functools.cached_property
+    def _nodes_by_message(self) -> dict[str, list[int]]:
+        """Asked for with the first reply: the grid writes ids when it sends."""
+        nodes: dict[str, list[int]] = {}
+        for message, node in zip(self.sent, self.asked, strict=True):
+            nodes.setdefault(message.metadata.message_id, []).append(node)
+        return nodes
+
+    def _withdraw(self, node: int) -> None:
+        reply = self.replies.pop(node, None)
+        if reply is not None:
+            self._free.add(reply.row)
+
+    def _opened(self, node: int, message: Message) -> Reply:
+        if message.has_error():
+            reason = one_line(str(message.error.reason))
+            if isinstance(message.error, Refusal):
+                raise Rejected(reason)
+            raise Rejected(f"is an error, code {int(message.error.code)}: {reason}")
+        if not message.has_content():
+            raise Rejected("has no content")
+        # Not `.array_records`: that rebuilds, writes back, and raises on odd content.
+        records = list(message.content.values())
+        arrays = [record for record in records if isinstance(record, ArrayRecord)]
+        metrics = [record for record in records if isinstance(record, MetricRecord)]
+        if len(metrics) > 1:
+            raise Rejected(f"has {len(metrics)} metric records, not one")
+        claimed = metrics[0] if metrics else MetricRecord()
+        examples = self._examples(claimed)
+        if self.model is None:
+            return Reply(-1, examples, _numbers(claimed))
+        if len(arrays) != 1:
+            raise Rejected(f"has {len(arrays)} array records, not one")
+        # By the place of its node, so that the order of arrival changes no result.
+        place = self._places[node]
+        row = place if place in self._free else min(self._free)
+        self.model.update(arrays[0], self._rows[row])
+        self._free.remove(row)
+        return Reply(row, examples, _numbers(claimed))
+
+    def _examples(self, metrics: MetricRecord) -> float:
+        if self._examples_key is None:
+            return 1.0
+        claim: Any = metrics.get(self._examples_key)
+        known = isinstance(claim, int | float) and not isinstance(claim, bool)
+        if not known or not 0 < claim < 2**63:
+            raise Rejected(f"claims {one_line(repr(claim))} {self._examples_key}")
+        return float(claim)
+
+
+def _numbers(metrics: MetricRecord) -> dict[str, float]:
+    """The finite numbers among a client's metrics, by name."""
+    named = list(metrics.items())[:_MOST_METRICS]
+    return {
+        name: float(value)
+        for name, value in named
+        if len(name) <= 100
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 1e300
+        and math.isfinite(value)
+    }
+
+
+def one_line(text: str) -> str:
+    """A client's words, fit for a log: it forges no lines of it."""
+    return "".join(c if c.isprintable() else " " for c in text[:120])

@@ -1,0 +1,120 @@
+"""What `RobustStrategy` was told, checked once."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import optax
+from flwr.app import MessageType
+
+from byzjax import checks
+from byzjax.base import Aggregator
+from byzjax.integrations.flower.rounds import Budget
+
+NAME = "RobustStrategy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The arguments that are plain values; see `RobustStrategy`."""
+
+    num_byzantine: int | float
+    max_share: float | None
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+    weighted_by_key: str
+    arrayrecord_key: str
+    configrecord_key: str
+    round_seconds: float | None
+    grace_seconds: float | None
+    checkpoint: pathlib.Path | None
+
+    def __post_init__(self) -> None:
+        _check_byzantine(self.num_byzantine)
+        for name in ("fraction_train", "fraction_evaluate"):
+            checks.coefficient(
+                NAME,
+                f"0 <= {name} <= 1",
+                lambda v: 0 <= v <= 1,
+                **{name: getattr(self, name)},
+            )
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            checks.count(NAME, **{name: getattr(self, name)})
+        for name in ("weighted_by_key", "arrayrecord_key", "configrecord_key"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(
+                    f"{NAME} needs {name} to be a string, got {getattr(self, name)!r}"
+                )
+        for name in ("round_seconds", "grace_seconds"):
+            if getattr(self, name) is not None:
+                checks.number(NAME, static=True, **{name: getattr(self, name)})
+        if self.max_share is not None:
+            checks.coefficient(
+                NAME,
+                "0 < max_share <= 1",
+                lambda v: 0 < v <= 1,
+                max_share=self.max_share,
+            )
+
+    def f(self, asked: int) -> int:
+        """How many of the nodes asked may be Byzantine."""
+        if isinstance(self.num_byzantine, int):
+            return self.num_byzantine
+        # Up: when honest nodes are lost, hostile ones are a larger share of the rest.
+        # A share such as 0.07 times 100 is a little more than 7.
+        return math.ceil(self.num_byzantine * asked - 1e-9)
+
+    def budget(self, timeout: float) -> Budget:
+        """How long a round waits, if it is not told otherwise."""
+        seconds = timeout if self.round_seconds is None else self.round_seconds
+        return Budget(seconds, self.grace_seconds)
+
+    def wanted(self, kind: str, connected: int) -> tuple[int, int]:
+        """How many of the connected nodes to ask, and how many to wait for."""
+        fraction, fewest = (
+            (self.fraction_train, self.min_train_nodes)
+            if kind == MessageType.TRAIN
+            else (self.fraction_evaluate, self.min_evaluate_nodes)
+        )
+        if fraction == 0:
+            return 0, 0
+        size = max(int(connected * fraction), fewest, 1)
+        return size, max(self.min_available_nodes, fewest, 1)
+
+
+def _check_byzantine(given: Any) -> None:
+    if isinstance(given, float):
+        if not 0 <= given < 0.5:
+            raise ValueError(
+                f"{NAME} needs 0 <= num_byzantine < 0.5 as a share of the nodes asked, "
+                f"got num_byzantine={given}"
+            )
+    elif isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(
+            f"{NAME} needs num_byzantine to be an int, or a float as a share of the "
+            f"nodes asked, got num_byzantine={given!r}"
+        )
+    else:
+        checks.count(NAME, num_byzantine=given)
+
+
+def check_rule(aggregator: object) -> None:
+    """Raises unless it is a rule or may return one."""
+    if not isinstance(aggregator, Aggregator) and not callable(aggregator):
+        raise TypeError(
+            f"{NAME} needs an aggregator such as byzjax.median(), or a function from "
+            f"f to one, got {aggregator!r}"
+        )
+
+
+def check_optimizer(name: str, link: object) -> None:
+    """Raises unless it is an optax transformation."""
+    if not isinstance(link, optax.GradientTransformation):
+        raise TypeError(
+            f"{NAME} needs {name} to be an optax transformation such as "
+            f"optax.sgd(1.0), got {link!r}"
+        )

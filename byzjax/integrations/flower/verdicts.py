@@ -1,0 +1,90 @@
+"""What a round made of each node, as Flower's metrics and as lines of the log."""
+
+import statistics
+from collections.abc import Mapping
+from logging import INFO, WARNING
+
+from flwr.app import MetricRecord
+from flwr.supercore import log
+
+from byzjax.integrations.flower.learner import Advance
+from byzjax.integrations.flower.nodes import NodeHistory
+from byzjax.integrations.flower.rounds import Round
+
+
+def medians(of: Round) -> dict[str, float]:
+    """Of each metric that more than half of the usable replies have, the median.
+
+    Metrics are claims too: their mean would be whatever one client likes.
+    """
+    replies = list(of.replies.values())
+    if len(replies) <= 2 * of.num_byzantine:
+        return {}
+    values: dict[str, list[float]] = {}
+    for reply in replies:
+        for name, value in reply.metrics.items():
+            values.setdefault(name, []).append(value)
+    return {
+        name: statistics.median(found)
+        for name, found in sorted(values.items())
+        if 2 * len(found) > len(replies)
+    }
+
+
+def metrics(of: Round, advance: Advance) -> MetricRecord:
+    """A round's verdicts. Nodes are in the keys: values are numbers of 64 bits."""
+    found: dict[str, float | int] = dict(medians(of))
+    found |= {
+        "accepted": len(of.replies),
+        "rejected": len(of.rejected),
+        "silent": len(of.silent),
+        "byzantine-assumed": of.num_byzantine,
+        "model-kept": int(advance.arrays is None),
+    }
+    found |= {f"influence.{node}": x for node, x in sorted(advance.influence.items())}
+    found |= {f"rejected.{node}": 1 for node in sorted(of.rejected)}
+    found |= {f"silent.{node}": 1 for node in sorted(of.silent)}
+    return MetricRecord(dict(found))
+
+
+def log_replies(kind: str, of: Round, server_round: int) -> None:
+    """Who answered, who did not, and whose reply is not used for which reason."""
+    log(
+        INFO,
+        "%s, round %s: %s of %s replies can be used",
+        kind,
+        server_round,
+        len(of.replies),
+        len(of.asked),
+    )
+    for node, reason in sorted(of.rejected.items()):
+        log(WARNING, "\t> the reply of node %s counts as absent: %s", node, reason)
+    for node in sorted(of.silent):
+        log(WARNING, "\t> node %s did not answer in time", node)
+    if of.strangers:
+        log(WARNING, "\t> %s replies that nobody was asked for", of.strangers)
+
+
+def log_advance(advance: Advance) -> None:
+    """Each node's influence, or why the model is kept."""
+    if advance.reason:
+        log(WARNING, "\t> the model is kept: %s", advance.reason)
+    for node, share in sorted(advance.influence.items()):
+        log(INFO, "\t> influence of node %s: %.3f", node, share)
+
+
+def log_histories(histories: Mapping[int, NodeHistory]) -> None:
+    """One line a node, at the end of a run."""
+    log(INFO, "Nodes: asked, accepted, rejected, silent, mean influence")
+    for node, history in sorted(histories.items()):
+        log(
+            INFO,
+            "\t%s: %s, %s, %s, %s, %.3f%s",
+            node,
+            history.asked,
+            history.accepted,
+            history.rejected,
+            history.silent,
+            history.influence / max(history.accepted, 1),
+            "".join(f"; {n}× {reason}" for reason, n in history.reasons.items()),
+        )

@@ -1,0 +1,1 @@
+"""Handwritten digits, trained by clients of which one is hostile."""

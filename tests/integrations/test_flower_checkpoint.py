@@ -1,0 +1,118 @@
+"""A run goes on where it was when its server was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip("flwr")
+
+import byzjax
+from byzjax.integrations.flower import RobustStrategy, checkpoint
+from tests.integrations.fake_grid import FakeGrid, arrays, honest, model
+
+NODES = range(1, 6)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def strategy(path, rule=None, server=None):
+    return RobustStrategy(
+        byzjax.centered_clipping(1.0) if rule is None else rule,
+        num_byzantine=1,
+        worker=byzjax.momentum(0.5),
+        server=optax.adam(0.1) if server is None else server,
+        fraction_evaluate=0.0,
+        checkpoint=path,
+    )
+
+
+def start(robust, rounds, **options):
+    grid = FakeGrid(dict.fromkeys(NODES, honest))
+    return robust.start(grid, model(**options), rounds), grid
+
+
+def same(a, b):
+    for name, value in arrays(a).items():
+        np.testing.assert_array_equal(value, arrays(b)[name])
+
+
+def test_resumed_is_as_if_never_stopped(tmp_path):
+    whole, _ = start(strategy(tmp_path / "a"), 5)
+    start(strategy(tmp_path / "b"), 2)
+    robust = strategy(tmp_path / "b")
+    rest, grid = start(robust, 5)
+    same(whole.arrays, rest.arrays)
+    assert len(grid.asked) == 3 * 5
+    assert list(rest.train_metrics_clientapp) == [3, 4, 5]
+    assert robust.histories[1].asked == 5
+
+
+def test_a_run_that_is_done_asks_nobody(tmp_path):
+    done, _ = start(strategy(tmp_path / "a"), 2)
+    again, grid = start(strategy(tmp_path / "a"), 2)
+    same(done.arrays, again.arrays)
+    assert not grid.asked
+
+
+KILLED = """
+import os, signal, sys
+import optax
+import byzjax
+from tests.integrations import fake_grid
+from tests.integrations.test_flower_checkpoint import NODES, strategy
+
+def answer(message, grid):
+    if message.content["config"]["server-round"] == 3 and len(grid.asked) > 2:
+        if sum(grid.pulled.values()) > 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return fake_grid.honest(message, grid)
+
+grid = fake_grid.FakeGrid(dict.fromkeys(NODES, answer))
+strategy(sys.argv[1]).start(grid, fake_grid.model(), 5)
+"""
+
+
+def test_killed_in_the_middle_of_a_round(tmp_path):
+    whole, _ = start(strategy(tmp_path / "a"), 5)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "b")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    rest, grid = start(strategy(tmp_path / "b"), 5)
+    assert len(grid.asked) == 3 * 5
+    same(whole.arrays, rest.arrays)
+
+
+def test_an_unfinished_file_is_nobodys(tmp_path):
+    done, _ = start(strategy(tmp_path / "a"), 1)
+    (tmp_path / ".a.unfinished").write_bytes(b"half")
+    again, _ = start(strategy(tmp_path / "a"), 1)
+    same(done.arrays, again.arrays)
+    start(strategy(tmp_path / "a"), 2)
+    assert [x.name for x in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    path = tmp_path / "a"
+    start(strategy(path), 1)
+    with pytest.raises(ValueError, match="checkpoint of the model it is given"):
+        start(strategy(path), 1, counter=False)
+    with pytest.raises(ValueError, match="server that its checkpoint was written"):
+        start(strategy(path, server=optax.adagrad(0.1)), 1)
+    with pytest.raises(ValueError, match="rule that its checkpoint was written with"):
+        start(strategy(path, rule=byzjax.median()), 1)
+    for bad in (b"", b"garbage", path.read_bytes()[:100]):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="needs a checkpoint of its own"):
+            start(strategy(path), 1)
+    checkpoint.write(path, {}, {})
+    arrays, facts = checkpoint.read(path)
+    assert not arrays and facts == {"version": 1}

@@ -1,0 +1,204 @@
+"""A reply is weighed part by part before it is put together, as in a deployment."""
+
+import json
+import threading
+import types
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import Array
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+)
+from flwr.superlink.grid.http_grid import HttpGrid
+
+import byzjax
+from byzjax.integrations.flower import RobustStrategy
+from byzjax.integrations.flower.npy import Rejected
+from byzjax.integrations.flower.pulling import Limits, Pull, parts_of
+from tests.integrations import fake_grid
+from tests.integrations.fake_grid import arrays, honest, model
+
+
+class SuperLink:
+    """What an HttpGrid asks for parts, of replies that nodes answer with."""
+
+    def __init__(self, nodes):
+        self.grid = fake_grid.FakeGrid(nodes)
+        self.parts, self.confirmed, self.nodes_of = {}, [], {}
+        self.change = lambda node, parts, tree: (parts, tree)
+
+    def PullMessages(self, request):
+        envelopes, trees = [], []
+        for message_id in request.message_ids:
+            for reply in self.grid.pull_messages([message_id]):
+                objects = get_all_nested_objects(reply)
+                parts = {name: x.deflate() for name, x in objects.items()}
+                tree = get_object_tree(reply)
+                node = self.nodes_of[message_id]
+                parts, tree = self.change(node, parts, tree)
+                self.parts |= parts
+                metadata = types.SimpleNamespace(
+                    message_id=tree.object_id, reply_to_message_id=message_id
+                )
+                envelopes.append(types.SimpleNamespace(metadata=metadata))
+                trees.append(tree)
+        return types.SimpleNamespace(
+            messages_list=envelopes, message_object_trees=trees
+        )
+
+    def PullObject(self, request):
+        content = self.parts.get(request.object_id)
+        return types.SimpleNamespace(
+            object_found=content is not None,
+            object_available=content != b"",
+            object_content=content,
+        )
+
+    def ConfirmMessageReceived(self, request):
+        self.confirmed.append(request.message_object_id)
+
+
+class Deployed(HttpGrid):
+    """Flower's grid of a deployment, over that SuperLink."""
+
+    def __init__(self, superlink):
+        super().__init__(token="none")
+        self._client = superlink
+        self._run = types.SimpleNamespace(run_id=1)
+
+    @property
+    def run(self):
+        return self._run
+
+    def get_node_ids(self):
+        return self._client.grid.get_node_ids()
+
+    def push_messages(self, messages):
+        ids = self._client.grid.push_messages(messages)
+        nodes = [message.metadata.dst_node_id for message in messages]
+        self._client.nodes_of = dict(zip(ids, nodes, strict=True))
+        return ids
+
+
+BAD = 5
+
+
+def run(change, **options):
+    superlink = SuperLink(dict.fromkeys(range(1, 6), honest))
+    superlink.change = lambda node, *x: change(*x) if node == BAD else x
+    options = {"grace_seconds": 0.3, "fraction_evaluate": 0.0, **options}
+    robust = RobustStrategy(byzjax.median(), num_byzantine=1, **options)
+    start = model()
+    result = robust.start(Deployed(superlink), start, 1, timeout=30)
+    moved = arrays(result.arrays)["big"] - arrays(start)["big"]
+    np.testing.assert_allclose(moved, 1, atol=0.3)
+    return result.train_metrics_clientapp[1], robust.histories[BAD], superlink
+
+
+def of_kind(parts, kind):
+    return next(n for n, x in parts.items() if x.startswith(kind.encode() + b" "))
+
+
+def with_part(kind, make):
+    """Another content of the first part of a kind, under the name that it had."""
+
+    def change(parts, tree):
+        name = of_kind(parts, kind)
+        return {**parts, name: make(parts[name])}, tree
+
+    return change
+
+
+def repeated(content):
+    """An array whose one chunk is named half a million times."""
+    head, _, body = content.partition(b"\0")
+    about = json.loads(body)
+    about["arraychunk_ids"] = [0] * 300_000
+    body = json.dumps(about, separators=(",", ":")).encode()
+    kind, children, _ = head.decode().split(" ")
+    return f"{kind} {children} {len(body)}".encode() + b"\0" + body
+
+
+def test_honest_replies_come_through():
+    metrics, history, superlink = run(lambda parts, tree: (parts, tree))
+    assert metrics["accepted"] == 5 and history.accepted == 1
+    assert len(superlink.confirmed) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (with_part("Array", repeated), "bytes when put together"),
+        (with_part("ArrayChunk", lambda x: x + bytes(10**8)), "is larger than"),
+        (with_part("MetricRecord", lambda x: x + bytes(2**21)), "without numbers"),
+        (with_part("MetricRecord", lambda x: x[:-3]), "cannot be put together"),
+        (with_part("RecordDict", lambda x: x[:20] + b"\0garbage"), "cannot be put"),
+        (with_part("ArrayRecord", lambda x: b"ArrayRecord  2\0[["), "cannot be put"),
+        (with_part("Message", lambda x: b"Message  0\0"), "cannot be put together"),
+        (with_part("Array", lambda x: b"Array  2\0{}"), "cannot be put together"),
+        (with_part("Array", lambda x: b"no head"), "cannot be put together"),
+        (with_part("Array", lambda x: b"Unknown  0\0"), "cannot be put together"),
+        (with_part("Message", lambda x: b"RecordDict  2\0{}"), "is no message"),
+        (
+            with_part("Array", lambda x: b"Array  9999\0" + b"[" * 9999),
+            "cannot be put together",
+        ),
+        (
+            lambda parts, tree: (
+                parts,
+                ObjectTree(object_id=tree.object_id, children=[tree] * 2000),
+            ),
+            "has more than",
+        ),
+        (
+            lambda parts, tree: (
+                {k: v for k, v in parts.items() if k != of_kind(parts, "Array")},
+                tree,
+            ),
+            "is not there",
+        ),
+    ],
+)
+def test_bodies_that_are_not_put_together(change, reason):
+    metrics, history, superlink = run(change)
+    assert metrics["accepted"] == 4 and metrics[f"rejected.{BAD}"] == 1
+    assert reason in next(iter(history.reasons))
+    # The SuperLink need not keep it, and no more is read than it may have.
+    assert len(superlink.confirmed) == 5
+
+
+def test_parts_that_never_come_are_not_waited_for():
+    change = with_part("ArrayChunk", lambda x: b"")
+    # A part of one reply only: equal chunks share a name.
+    metrics, history, _ = run(change, round_seconds=20.0)
+    assert metrics["accepted"] == 4 and history.silent == 1
+    assert not [t for t in threading.enumerate() if t.is_alive() and _stuck(t)]
+
+
+def _stuck(thread):
+    if isinstance(thread, Pull):
+        thread.join(5)
+        return thread.is_alive()
+    return False
+
+
+def test_parts_are_counted_once():
+    leaf = ObjectTree(object_id="b")
+    tree = ObjectTree(object_id="a", children=[leaf, leaf])
+    assert sorted(parts_of(tree, 3)) == ["a", "b"]
+    with pytest.raises(Rejected, match="more than 2 parts"):
+        parts_of(tree, 2)
+
+
+def test_limits_let_any_honest_reply_through():
+    """Whatever the size of its chunks, down to 64 KiB."""
+    array = Array(np.zeros(10**6, np.float32))
+    limits = Limits(len(array.data), 1)
+    assert limits.bytes > len(array.data) + 4096
+    assert limits.parts > len(array.data) // 2**16 + 6

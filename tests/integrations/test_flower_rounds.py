@@ -1,0 +1,268 @@
+"""Who is asked, how long is waited, and for whom: silence, slowness, lost nodes."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import ConfigRecord
+
+import byzjax
+from byzjax.integrations.flower import RobustStrategy, conversation
+from byzjax.integrations.flower.nodes import Nodes
+from byzjax.integrations.flower.rounds import Budget, Round
+from tests.integrations.fake_grid import (
+    FakeGrid,
+    arrays,
+    honest,
+    model,
+    moved,
+    reply,
+    sent_model,
+    silent,
+)
+
+
+def strategy(**options):
+    options = {"num_byzantine": 1, "fraction_evaluate": 0.0, **options}
+    return RobustStrategy(byzjax.median(), **options)
+
+
+def test_a_silent_node_costs_a_grace_and_then_rests():
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: honest, 5: silent})
+    robust = strategy(grace_seconds=0.3)
+    start = time.monotonic()
+    result = robust.start(grid, model(), num_rounds=8, timeout=60)
+    assert time.monotonic() - start < 15
+    asked = [5 in metrics_of_asked(m) for m in result.train_metrics_clientapp.values()]
+    # It rests for one round, then for two, then for four.
+    assert asked == [True, False, True, False, False, True, False, False]
+    history = robust.histories[5]
+    assert (history.asked, history.silent, history.accepted) == (3, 3, 0)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["model-kept"] == 0 and metrics["accepted"] == 4
+
+
+def metrics_of_asked(metrics):
+    return {int(key.split(".")[1]) for key in metrics if "." in key}
+
+
+def test_a_node_that_comes_back_is_used_again():
+    present = threading.Event()
+
+    def sometimes(message, grid):
+        return honest(message, grid) if present.is_set() else None
+
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: sometimes})
+    robust = strategy(grace_seconds=0.1)
+    robust.start(grid, model(), num_rounds=1, timeout=60)
+    present.set()
+    robust.start(grid, model(), num_rounds=6, timeout=60)
+    assert robust.histories[4].accepted >= 3
+
+
+def test_nodes_that_rest_are_asked_when_there_are_too_few_others():
+    nodes = Nodes()
+    for node in (1, 2, 3):
+        nodes.of(node).note_silence(1)
+    nodes.of(3).resting_until = 9
+    assert nodes.choose([1, 2, 3, 4], 4, 3, 2) == [1, 2, 4]
+    assert nodes.choose([1, 2, 3, 4], 4, 4, 2) == [1, 2, 3, 4]
+    assert nodes.choose([1, 2, 3, 4], 4, 1, 2) == [4]
+    assert nodes.choose([1, 2, 3, 4], 4, 1, 3) == [1, 2, 4]
+    assert nodes.choose([], 4, 1, 3) == []
+
+
+def test_more_silent_nodes_than_f_cost_a_longer_grace():
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: silent, 5: silent})
+    start = time.monotonic()
+    result = strategy(grace_seconds=0.3).start(grid, model(), 1, timeout=60)
+    assert 1.0 < time.monotonic() - start < 8
+    assert result.train_metrics_clientapp[1]["model-kept"] == 0
+
+
+def test_too_few_replies_keep_the_model_after_the_time_of_the_round():
+    grid = FakeGrid({1: honest, 2: honest, 3: silent, 4: silent, 5: silent})
+    start, began = model(), time.monotonic()
+    result = strategy(round_seconds=1.0).start(grid, start, 1)
+    assert 0.9 < time.monotonic() - began < 8
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["model-kept"] == 1 and metrics["silent"] == 3
+    np.testing.assert_array_equal(arrays(result.arrays)["big"], arrays(start)["big"])
+
+
+def test_a_pull_that_hangs_holds_up_nobody():
+    hanging = threading.Event()
+
+    def hang(message, grid):
+        hanging.wait(60)
+        return honest(message, grid)
+
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: honest, 5: hang})
+    start = time.monotonic()
+    result = strategy(grace_seconds=0.2).start(grid, model(), 1, timeout=50)
+    hanging.set()
+    assert time.monotonic() - start < 10
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["accepted"] == 4 and metrics["silent.5"] == 1
+
+
+def test_slow_nodes_are_waited_for_as_long_as_the_others_took():
+    began = time.monotonic()
+
+    def after(seconds):
+        def answer(message, grid):
+            late = time.monotonic() - began > seconds
+            return honest(message, grid) if late else None
+
+        return answer
+
+    grid = FakeGrid({i: after(0.5 * i) for i in range(1, 6)})
+    result = strategy().start(grid, model(), 1, timeout=60)
+    assert result.train_metrics_clientapp[1]["accepted"] == 5
+
+
+def test_a_round_knows_how_long_to_wait(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
+    robust = strategy()
+    sent = robust.configure_train(1, model(), ConfigRecord(), grid)
+    replies = grid.send_and_receive(sent)
+    waiting = Round(sent, 1, 3, Budget(1000.0, None))
+    assert waiting.seconds_left() == 1000
+    now[0] += 10
+    for one in replies[:3]:
+        waiting.take(one)
+    # Two are missing, one more than f: four times half of ten seconds.
+    assert waiting.seconds_left() == 20
+    waiting.take(replies[3])
+    assert waiting.seconds_left() == 5
+    now[0] += 4
+    assert waiting.seconds_left() == 1
+    waiting.take(replies[4])
+    assert waiting.seconds_left() == 0
+
+
+def test_nodes_that_are_missing_are_waited_for_but_not_for_ever():
+    grid = FakeGrid({1: honest})
+    start, began = model(), time.monotonic()
+    robust = strategy(min_available_nodes=5, round_seconds=1.0)
+    result = robust.start(grid, start, 1)
+    assert 0.9 < time.monotonic() - began < 5
+    assert result.train_metrics_clientapp[1]["model-kept"] == 1
+
+
+def test_nodes_that_left_are_waited_for_once(monkeypatch):
+    monkeypatch.setattr(conversation, "_RECONNECT", 0.5)
+    grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
+
+    def leaving(message, grid):
+        grid.nodes.pop(5, None)
+        return honest(message, grid)
+
+    grid.nodes[1] = leaving
+    began = time.monotonic()
+    result = strategy(min_available_nodes=5).start(grid, model(), 6)
+    assert time.monotonic() - began < 12
+    accepted = [m["accepted"] for m in result.train_metrics_clientapp.values()]
+    assert accepted[1:] == [4] * 5
+
+
+def test_no_node_at_all():
+    result = strategy(round_seconds=0.5).start(FakeGrid({}), model(), 2)
+    assert not result.train_metrics_clientapp
+    assert len(result.arrays) == 4
+
+
+def test_messages_that_cannot_be_sent_are_silence():
+    class Losing(FakeGrid):
+        def push_messages(self, messages):
+            sent = super().push_messages(messages)
+            return [None if i == 2 else x for i, x in enumerate(sent)]
+
+    grid = Losing(dict.fromkeys(range(1, 6), honest))
+    result = strategy(grace_seconds=0.1).start(grid, model(), 1)
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["accepted"] == 4 and metrics["silent.3"] == 1
+
+
+def test_shares_of_the_nodes_are_asked_and_f_is_a_share_of_these():
+    grid = FakeGrid(dict.fromkeys(range(1, 41), honest))
+    robust = strategy(num_byzantine=0.29, fraction_train=0.5, fraction_evaluate=0.25)
+    result = robust.start(grid, model(), 1)
+    assert len(grid.asked) == 20 + 10
+    assert result.train_metrics_clientapp[1]["byzantine-assumed"] == 6
+
+
+def test_a_lost_node_does_not_lower_f_below_the_hostile_one():
+    def backwards(message, grid):
+        return reply(message, moved(sent_model(message), -100.0))
+
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: silent, 5: backwards})
+    start = model()
+    robust = RobustStrategy(
+        byzjax.trimmed_mean,
+        num_byzantine=0.2,
+        fraction_evaluate=0.0,
+        grace_seconds=0.1,
+    )
+    result = robust.start(grid, start, 4)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["byzantine-assumed"] == 1 and metrics["model-kept"] == 0
+    moved_by = arrays(result.arrays)["big"] - arrays(start)["big"]
+    np.testing.assert_allclose(moved_by, 4, atol=1)
+
+
+def test_the_number_of_histories_is_bounded():
+    nodes = Nodes()
+    for node in range(10_050):
+        nodes.of(node)
+    assert len(nodes.histories) == 10_000 and 0 not in nodes.histories
+    history = nodes.of(10_049)
+    for i in range(100):
+        history.note_rejected(f"reason {i}")
+    assert history.rejected == 100 and len(history.reasons) == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_byzantine=-1), "num_byzantine >= 0, got num_byzantine=-1"),
+        (dict(num_byzantine=0.5), "0 <= num_byzantine < 0.5"),
+        (dict(num_byzantine=True), "to be an int, or a float"),
+        (dict(num_byzantine="1"), "to be an int, or a float"),
+        (dict(max_share=0.0), "0 < max_share <= 1, got max_share=0.0"),
+        (dict(fraction_train=1.5), "0 <= fraction_train <= 1"),
+        (dict(min_train_nodes=-2), "min_train_nodes >= 0"),
+        (dict(min_evaluate_nodes=1.0), "min_evaluate_nodes to be a static int"),
+        (dict(round_seconds=-1), "round_seconds >= 0"),
+        (dict(grace_seconds=float("nan")), "grace_seconds"),
+        (dict(weighted_by_key=3), "weighted_by_key to be a string, got 3"),
+        (dict(worker=0.9), "worker to be an optax transformation"),
+        (dict(server="sgd"), "server to be an optax transformation"),
+        (dict(key=3), "a key made by jax.random.key"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        strategy(**options)
+    assert str(caught.value).startswith("RobustStrategy needs ")
+    assert message in str(caught.value)
+
+
+def test_a_rule_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="needs an aggregator such as"):
+        RobustStrategy("median", num_byzantine=1)
+    robust = RobustStrategy(lambda f: "median", num_byzantine=1)
+    with pytest.raises(TypeError, match="function from f to one"):
+        robust.start(FakeGrid({1: honest, 2: honest, 3: honest}), model(), 1)
+
+
+def test_aggregating_what_was_never_asked_is_refused():
+    with pytest.raises(RuntimeError, match="needs configure_train before"):
+        strategy().aggregate_train(1, [])
