@@ -113,7 +113,7 @@ test-flower: $(FLOWER_STAMP)
 
 # In a folder of its own, where only the installed package can be imported. pytest comes
 # last, in one run, so that its closing line is the last one.
-test: $(TEST_STAMP) lint test-flower
+test: $(TEST_STAMP) lint
 	@$(BUILD_WHEEL) && $(TEST_BIN)/python -m pip install $(PIP_FLAGS) --no-deps \
 	  --force-reinstall build/wheel/*.whl
 	@set -e; python="$(CURDIR)/$(TEST_BIN)/python"; \

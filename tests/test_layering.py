@@ -30,10 +30,12 @@ LAYERS = [
         "byzjax.numerics._words",
         "byzjax.numerics._counting",
         "byzjax.numerics._columns",
+        "byzjax.numerics._range",
     ],
     ["byzjax.numerics.order", "byzjax.numerics._pairs*"],
     ["byzjax.numerics._gram"],
     ["byzjax.numerics._geometry"],
+    ["byzjax.numerics._lengths"],
     ["byzjax.numerics.stacked"],
     [
         "byzjax.aggregators.lift",
