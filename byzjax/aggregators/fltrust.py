@@ -7,7 +7,7 @@ from jax import lax
 
 from byzjax import checks
 from byzjax.aggregators import lift
-from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.base import Aggregator, accumulator_dtype, as_arrays
 from byzjax.numerics import stacked
 
 
@@ -46,6 +46,7 @@ def fltrust() -> Aggregator:
     def update(updates, state, params=None, *, reference=None, weights=None, **extra):
         lift.refuse_weights("fltrust", weights)
         checks.num_workers(updates)
+        reference = as_arrays(reference)
         _check_reference(updates, reference)
         norms, length = stacked.norms(updates).norms, stacked.norm(reference)
         usable = (norms > 0) & (norms < jnp.inf) & (length > 0) & (length < jnp.inf)

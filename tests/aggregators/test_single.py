@@ -160,8 +160,8 @@ def test_dnc_reads_the_same_coordinates_of_a_tree_and_its_matrix():
     for count in (1, 2, 5, 7, 11, 12, 40):
         for seed in range(5):
             key, all_of = jax.random.key(seed), jnp.ones(6, bool)
-            whole = dnc._sampled_gram([rows], all_of, count, key)
-            near(dnc._sampled_gram(leaves, all_of, count, key), whole)
+            whole = dnc._sampled_gram([rows], all_of, jnp.float32(1), count, key)
+            near(dnc._sampled_gram(leaves, all_of, jnp.float32(1), count, key), whole)
 
 
 def test_dnc_draws_every_coordinate_alike():
@@ -170,7 +170,7 @@ def test_dnc_draws_every_coordinate_alike():
     rows = [jnp.concatenate([jnp.eye(d), -jnp.eye(d)])]
     drawn = jax.vmap(
         lambda key: jnp.diag(
-            dnc._sampled_gram(rows, jnp.ones(2 * d, bool), count, key)
+            dnc._sampled_gram(rows, jnp.ones(2 * d, jnp.float32(1), bool), count, key)
         )[:d]
     )(jax.random.split(jax.random.key(0), 4000))
     near(jnp.mean(drawn > 0.5, axis=0), np.full(d, count / d), 0.04)

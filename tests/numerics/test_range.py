@@ -162,3 +162,27 @@ def test_gradients_are_clipped_and_measured_at_any_size():
         np.testing.assert_allclose(-state.params / size, mean / size, atol=1e-5)
         got = metrics.aggregate_norm
         np.testing.assert_allclose(got, np.linalg.norm(mean), rtol=1e-4)
+
+
+def test_losses_and_steps_that_overflow_only_in_sums():
+    def loss(params, batch):
+        return jnp.sum(params * batch) + 1e38
+
+    trainer = byzjax.trainer(
+        loss,
+        aggregator=byzjax.mean(),
+        server=optax.sgd(1.0),
+        num_workers=9,
+        max_grad_norm=0.5,
+    )
+    batches = jnp.full((9, 4), 5e37)  # Half over this length is no float.
+    metrics = trainer.step(trainer.init(jnp.zeros(4)), batches, jax.random.key(0))[1]
+    np.testing.assert_allclose(metrics.loss, 1e38, rtol=1e-6)
+    np.testing.assert_allclose(metrics.aggregate_norm, 0.5, rtol=1e-6)
+
+
+def test_fltrust_wants_a_reference_of_the_rows_dtype():
+    rows = jnp.ones((3, 4), jnp.float16)
+    with pytest.raises(TypeError, match=r"float16.*float32"):
+        byzjax.fltrust().aggregate(rows, reference=jnp.ones(4, jnp.float32))
+    byzjax.fltrust().aggregate(rows.astype(jnp.float32), reference=np.ones(4))
