@@ -170,7 +170,7 @@ def test_dnc_draws_every_coordinate_alike():
     rows = [jnp.concatenate([jnp.eye(d), -jnp.eye(d)])]
     drawn = jax.vmap(
         lambda key: jnp.diag(
-            dnc._sampled_gram(rows, jnp.ones(2 * d, jnp.float32(1), bool), count, key)
+            dnc._sampled_gram(rows, jnp.ones(2 * d, bool), jnp.float32(1), count, key)
         )[:d]
     )(jax.random.split(jax.random.key(0), 4000))
     near(jnp.mean(drawn > 0.5, axis=0), np.full(d, count / d), 0.04)
