@@ -37,12 +37,11 @@ def geometric_median(
     With weights α, each distance counts α_i times (Dahan and Levy 2024b).
 
     **Guarantee.** Breakdown point ⌊(m−1)/2⌋/m, wherever f rows lie: the minimum, to
-    1e-4 of the distance to its nearer half of the rows (2e-4 for 512 of which 255 are
-    far), is no farther from the centre of the honest rows than 2(m−f)/(m−2f) times the
-    farthest honest row. (c_δ, δ)-robust with c_δ ≤ 4(1 + f/(m−2f))² (Allouah et al.
-    2023). With `num_iterations` neither holds for rows far away. Rows that are not
-    finite have weight exactly 0. Two passes over the stack, and O(m³) for each of some
-    ten steps, O(m²) for one of Weiszfeld's.
+    1e-4 of the distance to its nearer half of the rows, is no farther from the centre
+    of the honest rows than 2(m−f)/(m−2f) times the farthest honest row. (c_δ, δ)-robust
+    with c_δ ≤ 4(1 + f/(m−2f))² (Allouah et al. 2023). With `num_iterations` neither
+    holds for rows far away. Rows that are not finite have weight exactly 0. Two passes
+    over the stack, and O(m³) for each of some ten steps, O(m²) for one of Weiszfeld's.
 
     Args:
       smoothing: ν ≥ 0, in units of the updates; the paper's experiments use 0.1.

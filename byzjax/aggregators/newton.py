@@ -23,6 +23,7 @@ _MOST_PRODUCTS = 100
 # Shares of a step that a line search tries.
 _SHARES = np.append(0, np.outer(2.0 ** np.arange(-20, 9), 1 + np.arange(8) / 8))
 _MOST_STEPS = 40
+_AVERAGED = 5  # Steps at the minimum, whose mean rounding leaves nearer to it.
 _RIDGE = 1e-6  # Of the Hessian's largest eigenvalue: rows on a line leave it singular.
 
 
@@ -70,11 +71,11 @@ def _found(geometry, prior):
     row = (jnp.arange(prior.shape[0]) == best).astype(prior.dtype)
 
     def going(carry):
-        steps, *_, far = carry
-        return far & (steps < _MOST_STEPS)
+        steps, *_, there = carry
+        return (there < _AVERAGED) & (steps < _MOST_STEPS)
 
     def step(carry):
-        steps, shares, nearest, before, _ = carry
+        steps, shares, nearest, before, total, there = carry
         place = _place(geometry, shares, nearest, spread)
         direction, length, held = _direction(place, prior)
         # Near the minimum, which is where a step is short beside the way to any row,
@@ -83,9 +84,12 @@ def _found(geometry, prior):
         far = (length > _SHORT * spread) & ~(near & (length > before / 2)) & ~held
         share = jnp.where(near, 1, _line_search(place, direction, prior))
         moved = _changes(place, place.steps + share * direction)
-        moved, there = as_a_mean(moved + place.itself.astype(moved.dtype))
+        moved, nearest = as_a_mean(moved + place.itself.astype(moved.dtype))
         before = jnp.where(near, length, jnp.inf)
-        return steps + 1, jnp.where(held, shares, moved), there, before, far
+        shares = jnp.where(held, shares, moved)
+        total = jnp.where(far, total, total + shares)
+        there = jnp.where(held, _AVERAGED, there + (~far).astype(there.dtype))
+        return steps + 1, shares, nearest, before, total, there
 
     def as_a_mean(shares):
         # One step of Weiszfeld's, which leads down too, and whose shares are those of a
@@ -96,8 +100,12 @@ def _found(geometry, prior):
         pulls = jnp.where(jnp.any(meets), meets.astype(pulls.dtype), pulls)
         return stacked.normalized(pulls), jnp.argmin(squares)
 
-    start = jnp.int32(0), row, best, jnp.asarray(jnp.inf, row.dtype), jnp.asarray(True)
-    shares = lax.while_loop(going, step, start)[1]
+    far_off = jnp.asarray(jnp.inf, row.dtype)
+    start = jnp.int32(0), row, best, far_off, jnp.zeros_like(row), jnp.int32(0)
+    _, shares, *_, total, there = lax.while_loop(going, step, start)
+    # Where z never left a row, that row exactly.
+    left = (there > 0) & ~jnp.all(shares == row)
+    shares = jnp.where(left, stacked.normalized(total), shares)
     # Rows with as small a sum, such as the middle two on a line, share the answer.
     blur = 4 * jnp.finfo(prior.dtype).eps * jnp.sum(prior) * spread
     ties = stacked.normalized((sums <= sums[best] + blur).astype(prior.dtype))
