@@ -65,23 +65,24 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
         lift.refuse_weights("centered_clipping", weights)
         m = checks.num_workers(updates)
 
-        def clip(distances):
-            reach = jnp.asarray(radius, distances.dtype)
+        def clip(distances, reach):
             inside = distances <= reach
             far = stacked.over(reach, jnp.where(inside, 1, distances))
             return jnp.where(inside, 1, far)
 
         if num_iterations == 1:  # Distances between rows are not needed.
-            shares = clip(stacked.distances_to_tree(updates, state.center)) / m
+            distances = stacked.distances_to_tree(updates, state.center)
+            shares = clip(distances, jnp.asarray(radius, distances.dtype)) / m
         else:
             # Around v itself, so the weights are of x_i − v and the rest stays at v.
             geometry = stacked.geometry(updates, origin=state.center)
 
             def step(_, shares):
                 squares = geometry.squared_distances_to(shares)
-                kept = clip(stacked.root(squares) * geometry.unit)
+                kept = clip(stacked.root(squares), reach)
                 return shares * (1 - jnp.sum(kept) / m) + kept / m
 
+            reach = geometry.in_unit(jnp.asarray(radius, geometry.gram.dtype))
             start = jnp.zeros((m,), geometry.gram.dtype)
             shares = lax.fori_loop(0, num_iterations, step, start)
         center = stacked.weighted_sum(updates, shares, origin=state.center)
