@@ -18,6 +18,8 @@ from byzjax.numerics._geometry import root
 from byzjax.numerics._gram import product
 from byzjax.numerics._range import inverse, power_of_two
 
+_FARTHEST = 1e18
+
 
 def distances_to_tree(updates: base.Tree, center: base.Tree | None) -> jax.Array:
     """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf if not finite.
@@ -28,13 +30,19 @@ def distances_to_tree(updates: base.Tree, center: base.Tree | None) -> jax.Array
     checks.num_workers(updates)
     rows = jax.tree.leaves(updates)
     beside = None if center is None else jax.tree.leaves(center)
-    return _lengths([flat_rows(x) for x in rows], _flat(beside), None)
+    return _near(_lengths([flat_rows(x) for x in rows], _flat(beside), None))
 
 
 def distances_to_row(updates: base.Tree, index: int) -> jax.Array:
     """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
     rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
-    return _lengths(rows, None, index)
+    return _near(_lengths(rows, None, index))
+
+
+def _near(lengths):
+    """+inf where a length is 10^18 times the middle one, as in a geometry."""
+    most = _FARTHEST * power_of_two(_range.middle(lengths))
+    return jnp.where(lengths < most, lengths, jnp.inf)
 
 
 def norm(tree: base.Tree) -> jax.Array:
