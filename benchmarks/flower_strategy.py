@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
@@ -35,33 +36,11 @@ RULES: dict[str, Callable[[int], byzjax.Aggregator]] = {
 }
 
 
-class Nodes(Grid):
+def nodes(count: int) -> Grid:
     """As many nodes as are wanted, which never answer."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def get_node_ids(self):
-        return list(range(1, self._count + 1))
-
-    def set_run(self, run):
-        raise NotImplementedError
-
-    @property
-    def run(self):
-        raise NotImplementedError
-
-    def create_message(self, *args, **kwargs):
-        raise NotImplementedError
-
-    def push_messages(self, messages):
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids):
-        raise NotImplementedError
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
+    grid = mock.create_autospec(Grid, instance=True)
+    grid.get_node_ids.return_value = list(range(1, count + 1))
+    return grid
 
 
 def record(draws: np.random.Generator, dim: int) -> ArrayRecord:
@@ -108,7 +87,7 @@ def cases(m: int, dim: int) -> Iterator[tuple[str, Callable[[], float]]]:
     """Name → a round, and how many seconds of it the server spent aggregating."""
     draws = np.random.default_rng(0)
     model, records = record(draws, dim), [record(draws, dim) for _ in range(m)]
-    grid, rounds = Nodes(m), itertools.count(1)
+    grid, rounds = nodes(m), itertools.count(1)
     into = np.zeros((m, dim), np.float32)
     f = m // 5
 

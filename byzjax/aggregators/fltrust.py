@@ -23,7 +23,8 @@ def fltrust() -> Aggregator:
 
     **Guarantee.** The result is no longer than r and never against it, however many
     workers are Byzantine. A row that is not finite has weight exactly 0, and so has one
-    10^37 times shorter or longer than r. Three passes over the stack.
+    10^37 times shorter or longer than r, or 10^18 times as long as most. Three passes
+    over the stack.
 
     Returns:
       An `Aggregator` that needs a `reference`, a tree like one worker's update.

@@ -18,13 +18,15 @@ from byzjax.numerics._geometry import root
 from byzjax.numerics._gram import product
 from byzjax.numerics._range import inverse, power_of_two
 
+# A row is an outlier when it is so much longer than most, and than one.
 _FARTHEST = 1e18
 
 
 def distances_to_tree(updates: base.Tree, center: base.Tree | None) -> jax.Array:
-    """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf if not finite.
+    """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf for an outlier.
 
-    One pass over the stack. Where it holds squares that may have left the range of
+    That is a row that is not finite, or longer than 10^18 and 10^18 times the middle
+    one. One pass over the stack. Where it holds squares that may have left the range of
     floats, two more: the largest entry of each row, and squares over a power of two.
     """
     checks.num_workers(updates)
@@ -40,13 +42,13 @@ def distances_to_row(updates: base.Tree, index: int) -> jax.Array:
 
 
 def _near(lengths):
-    """+inf where a length is 10^18 times the middle one, as in a geometry."""
-    most = _FARTHEST * power_of_two(_range.middle(lengths))
-    return jnp.where(lengths < most, lengths, jnp.inf)
+    """Lengths [m], +inf for outliers."""
+    unit = jnp.maximum(power_of_two(_range.middle(lengths)), 1)
+    return jnp.where(lengths < _FARTHEST * unit, lengths, jnp.inf)
 
 
 def norm(tree: base.Tree) -> jax.Array:
-    """The Euclidean norm over a whole tree `[...]`, as `distances_to_tree`."""
+    """The Euclidean norm over a whole tree `[...]`, in range as `distances_to_tree`."""
     return _length(_flat(jax.tree.leaves(tree)))
 
 

@@ -1,6 +1,7 @@
 """A network of Flower's without a network: nodes are functions, and may be hostile."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 from flwr.app import (
@@ -80,15 +81,9 @@ class FakeGrid(Grid):
         self.asked, self.pulled, self.messages = [], {}, {}
         self._ids = itertools.count()
 
-    def set_run(self, run):
-        raise NotImplementedError
-
-    @property
-    def run(self):
-        raise NotImplementedError
-
-    def create_message(self, *args, **kwargs):
-        raise NotImplementedError
+    # What a strategy never asks a grid for: it is an error of the test if it does.
+    set_run = create_message = mock.Mock(side_effect=AssertionError)
+    run = property(set_run)
 
     def get_node_ids(self):
         return list(self.nodes)

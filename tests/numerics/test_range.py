@@ -93,6 +93,25 @@ def test_a_geometry_in_a_unit(exponent, m):
     )
 
 
+def test_rows_of_ordinary_size_are_no_outliers_of_tiny_ones():
+    """Beside a majority that is next to nothing they count as what they are."""
+    x = rows(9)
+    x[:5] *= np.float32(1e-22)
+    x[5:] *= np.float32(1e-3)
+    got = stacked.distances_to_tree(jnp.asarray(x), None)
+    np.testing.assert_allclose(got, np.linalg.norm(np.float64(x), axis=1), rtol=1e-5)
+    for huge in (1e30, np.inf):
+        x[8] = huge
+        got = stacked.distances_to_tree(jnp.asarray(x), None)
+        np.testing.assert_array_equal(np.isinf(got), np.arange(9) == 8)
+
+
+def trainer(loss, **how):
+    """The mean of workers whose gradients are clipped."""
+    how = {"aggregator": byzjax.mean(), "server": optax.sgd(1.0), **how}
+    return byzjax.trainer(loss, **how)
+
+
 def test_no_minority_moves_the_unit():
     x = rows(9)
     for size in (1e-30, 1e30, np.inf):
@@ -145,17 +164,10 @@ def test_gradients_are_clipped_and_measured_at_any_size():
         return jnp.vdot(params, batch)
 
     for size in (1e-28, 1e25):
-        trainer = byzjax.trainer(
-            loss,
-            aggregator=byzjax.mean(),
-            server=optax.sgd(1.0),
-            num_workers=5,
-            num_byzantine=0,
-            max_grad_norm=2 * size,
-        )
-        state = trainer.init(jnp.zeros(300))
+        clipped = trainer(loss, num_workers=5, max_grad_norm=2 * size)
+        state = clipped.init(jnp.zeros(300))
         batches = rows() * np.float32(size)
-        state, metrics = jax.jit(trainer.step)(state, batches, jax.random.key(0))
+        state, metrics = jax.jit(clipped.step)(state, batches, jax.random.key(0))
         kept = (
             np.float64(batches) / np.linalg.norm(np.float64(batches), axis=1)[:, None]
         )
@@ -169,15 +181,9 @@ def test_losses_and_steps_that_overflow_only_in_sums():
     def loss(params, batch):
         return jnp.sum(params * batch) + 1e38
 
-    trainer = byzjax.trainer(
-        loss,
-        aggregator=byzjax.mean(),
-        server=optax.sgd(1.0),
-        num_workers=9,
-        max_grad_norm=0.5,
-    )
+    clipped = trainer(loss, num_workers=9, max_grad_norm=0.5)
     batches = jnp.full((9, 4), 5e37)  # Half over this length is no float.
-    metrics = trainer.step(trainer.init(jnp.zeros(4)), batches, jax.random.key(0))[1]
+    metrics = clipped.step(clipped.init(jnp.zeros(4)), batches, jax.random.key(0))[1]
     np.testing.assert_allclose(metrics.loss, 1e38, rtol=1e-6)
     np.testing.assert_allclose(metrics.aggregate_norm, 0.5, rtol=1e-6)
 
