@@ -86,6 +86,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
             return weighted()  # Which refuses them by its name.
         equal = jnp.all(checked_weights("weights", weights, m) == 1)
         if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
+            jax.eval_shape(weighted)  # Which refuses weights whatever they are.
             return without() if equal else weighted()
         return lax.cond(equal, without, weighted)
 
