@@ -14,6 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from byzjax import checks
 from byzjax.written import Written
@@ -36,8 +37,8 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     It is an `optax.GradientTransformationExtraArgs`, hence a link of `optax.chain` and
     the middle of `optax.experimental.aggregating.process`: `init(params)` takes
     *unstacked* parameters, and `update(updates, state, params=None, *, key=None,
-    weights=None, **extra)` takes stacked updates. `aggregate` is the short form for
-    use outside a chain; `jax.jit(rule.aggregate)` works.
+    weights=None, present=None, **extra)` takes stacked updates. `aggregate` is the
+    short form for use outside a chain; `jax.jit(rule.aggregate)` works.
 
     One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`.
 
@@ -54,6 +55,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     Args:
       init: parameters → state.
       update: what to do with stacked updates whose leaves are arrays.
+      check: see below.
       weigh: see below.
       distances: see below.
       reduce: see below.
@@ -63,12 +65,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     Attributes:
       init: parameters → state.
       update: stacked updates, state → aggregate, state.
+      check: raises a ValueError if the rule cannot serve so many workers.
       weigh: for rules that are a weighting of the workers decided by their geometry
         alone, the function `weigh(geometry, key=, weights=)` → `[m]`; else None.
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
       distances: whether `weigh` reads more of the geometry than norms.
       reduce: for rules that act on every coordinate by itself and keep no state, the
-        function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows give
+        function of rows `[m, n]`, perhaps with `present=` `[m]` → `[n]`; else None. Meta-rules that mix the rows give
         it the mixed ones, at once or in blocks, and never form their stack.
       by_rank: whether `reduce` is a mean of the sorted values with weights of their
         ranks alone, as the median; derivatives then need no more than the ranks.
@@ -82,26 +85,51 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
 
     weigh: Weigh | None
     distances: bool
-    reduce: Callable[[jax.Array], jax.Array] | None
+    reduce: Callable[..., jax.Array] | None
     by_rank: bool
     takes: frozenset[str]
+    check: Check
+    _update: Callable[..., Any]
 
     def __new__(
         cls,
         init,
         update,
         *,
+        check: Check | None = None,
         weigh: Weigh | None = None,
         distances: bool = True,
-        reduce: Callable[[jax.Array], jax.Array] | None = None,
+        reduce: Callable[..., jax.Array] | None = None,
         by_rank: bool = False,
         takes: Collection[str] = (),
     ):
-        def on_arrays(updates, state, params=None, **extra):
-            checks.stacked(updates, params)
-            return update(as_arrays(updates), state, params, **extra)
+        def on_arrays(updates, state, params=None, *, present=None, **extra):
+            m = checks.stacked(updates, params)
+            updates = as_arrays(updates)
+            if present is None:
+                self.check(m)
+                return update(updates, state, params, **extra)
+            known = self._checked_present(present, m)
+            present = jnp.asarray(known)
+
+            def without():
+                return update(updates, state, params, **extra)
+
+            def of_some():
+                found = self.inside(updates, state, params, present=present, **extra)
+                nothing = jax.tree.map(jnp.zeros_like, found[0]), state
+                return kept(self.enough(present), found, nothing)
+
+            # The same bits as without a mask, whose counts are constants.
+            if not self._serves(m):
+                return of_some()
+            if isinstance(known, np.ndarray):
+                return without() if known.all() else of_some()
+            return lax.cond(jnp.all(present), without, of_some)
 
         self = super().__new__(cls, init, on_arrays)
+        self._update = update
+        self.check = check or (lambda m: None)
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
@@ -109,12 +137,65 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.takes = keywords(update) | frozenset(takes)
         return self
 
+    def inside(self, updates, state, params=None, *, present=None, **extra):
+        """`update` for a meta-rule, which has checked `present` and answers for it.
+
+        Whatever is returned where too few are present, the meta-rule returns zeros.
+        """
+        if present is None:
+            return self.update(updates, state, params, **extra)
+        if "present" not in self.takes:
+            raise ValueError(
+                f"{self!r} has no form for absent workers, got present: give it the "
+                "rows of those present alone, or another rule"
+            )
+        return self._update(updates, state, params, present=present, **extra)
+
+    def _checked_present(self, present, m):
+        """A mask of bools [m], and an error if it leaves too few, where that is known.
+
+        If none of 1 to m were enough, it is known of every mask.
+        """
+        present = checks.present("update", present, m)
+        if not any(self._serves(n) for n in range(1, m + 1)):
+            self.check(m)
+        if isinstance(present, np.ndarray):
+            n = int(present.sum())
+            if n == 0:
+                raise ValueError(f"update needs a worker who is present, got 0 of {m}")
+            try:
+                self.check(n)
+            except ValueError as error:
+                raise ValueError(f"{error}, as {m - n} are absent of {m}") from error
+        return present
+
+    def _serves(self, num_workers: int) -> bool:
+        try:
+            self.check(num_workers)
+        except ValueError:
+            return False
+        return num_workers > 0
+
+    def enough(self, present: jax.Array) -> jax.Array:
+        """Whether the rule can serve the workers present: else it returns zeros.
+
+        Args:
+          present: `[m]`, bools, one for each row of a stack.
+
+        Returns:
+          A bool, which a compiled step can report as it cannot raise.
+        """
+        present = jnp.asarray(checks.present("enough", present, len(present)))
+        serves = [self._serves(n) for n in range(present.shape[0] + 1)]
+        return jnp.asarray(serves)[jnp.sum(present)]
+
     def aggregate(
         self,
         updates: Tree,
         *,
         key: jax.Array | None = None,
         weights: jax.Array | None = None,
+        present: jax.Array | None = None,
         **extra: Any,
     ) -> Tree:
         """Aggregates once, from a fresh state.
@@ -124,6 +205,9 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
           key: a `jax.random.key`, for the rules that draw at random.
           weights: `[m]` non-negative, for the rules with a weighted form: floats,
             integers such as sample counts, or bools, which count as 0 and 1.
+          present: `[m]` bools: which rows are workers. An absent row, whatever it
+            holds, counts neither as a worker nor as an attacker, so one program serves
+            any number of workers; one that is not finite counts as both.
           **extra: what else the rule asks for by name.
 
         Returns:
@@ -134,10 +218,11 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             workers, a list of trees. `byzjax.stack` makes a stacked tree of such.
           TypeError: an extra argument that nothing in the rule takes.
         """
-        checks.extras("aggregate", extra, self.takes | {"key", "weights"})
+        checks.extras("aggregate", extra, self.takes | {"key", "weights", "present"})
         checks.stacked(updates)
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
-        return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
+        extra = {"key": key, "weights": weights, "present": present, **extra}
+        return self.update(updates, state, None, **extra)[0]
 
 
 def keywords(function: Callable[..., Any]) -> frozenset[str]:

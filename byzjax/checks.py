@@ -130,6 +130,18 @@ def extras(owner: str, given: Collection[str], takes: Collection[str]) -> None:
         )
 
 
+def present(owner: str, present: Any, m: int) -> Any:
+    """Returns a mask [m] of the workers that are present, NumPy's where it is known."""
+    given = present if isinstance(present, jax.Array) else np.asarray(present)
+    if given.dtype != np.bool_:
+        raise TypeError(f"{owner} needs present to be bools, got {given.dtype}")
+    if given.shape != (m,):
+        raise ValueError(
+            f"{owner} needs present of shape (num_workers,) = ({m},), got {given.shape}"
+        )
+    return given if isinstance(given, jax.core.Tracer) else np.asarray(given)
+
+
 def one_worker(owner: str, updates: Any, like: Any) -> None:
     """`alike` for a transformation of one worker, that may stand before a rule."""
     same = jax.tree.structure(updates) == jax.tree.structure(like)

@@ -1,5 +1,7 @@
 """AKSEL: the mean of the rows nearest the coordinate-wise median."""
 
+import functools
+
 import jax.numpy as jnp
 import optax
 
@@ -49,22 +51,28 @@ def aksel(
     if num_selected is not None:
         num_selected = checks.count("aksel", num_selected=num_selected, minimum=1)
     checks.word("aksel", ("midpoint", "lower"), even=even)
-    median = lift.coordinatewise("aksel", lambda rows: order.middle(rows, even=even))
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def reduce(rows, present=None):
+        return order.middle(rows, even=even, present=present)
+
+    def check(m):
+        checks.minority("aksel", f)(m)
+        if num_selected is not None and not num_selected <= m:
+            raise ValueError(
+                "aksel needs num_selected <= num_workers, got "
+                f"num_selected={num_selected} and num_workers={m}"
+            )
+
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         lift.refuse_weights("aksel", weights)
         m = checks.num_workers(updates)
-        checks.minority("aksel", f)(m)
-        count = num_selected or m - f
-        if not count <= m:
-            raise ValueError(
-                f"aksel needs num_selected <= num_workers, got num_selected={count} "
-                f"and num_workers={m}"
-            )
-        center, _ = median.update(updates, optax.EmptyState(), params)
-        distances = stacked.distances_to_tree(updates, center)
-        shares = order.mark_nearest(distances, count) / count
+        of_rows = functools.partial(reduce, present=present)
+        center = stacked.along_workers(of_rows, updates)
+        distances = stacked.distances_to_tree(updates, center, present)
+        count = m if present is None else jnp.sum(present)
+        shares = order.nearest_shares(distances, num_selected or count - f)
         shares = jnp.where(jnp.isfinite(distances), shares, 0)
-        return stacked.weighted_sum(updates, shares, at_most=count), state
+        at_most = num_selected or m - f
+        return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
-    return Aggregator(optax.init_empty_state, update)
+    return Aggregator(optax.init_empty_state, update, check=check)

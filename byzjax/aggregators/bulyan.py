@@ -62,54 +62,56 @@ def bulyan(
     krum.check_squared("bulyan", squared)
     checks.word("bulyan", ("midpoint", "lower"), even=even)
 
-    def update(updates, state, params=None, *, weights=None, **extra):
-        lift.refuse_weights("bulyan", weights)
-        m = checks.num_workers(updates)
+    def check(m):
         if not m >= 4 * f + 3:
             raise ValueError(
                 "bulyan needs num_workers >= 4 * num_byzantine + 3, got "
                 f"num_workers={m} and num_byzantine={f}"
             )
-        distances = lax.stop_gradient(stacked.geometry(updates).squared_distances)
-        count = m - 2 * f
+
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
+        lift.refuse_weights("bulyan", weights)
+        geometry = stacked.geometry(updates, present=present)
+        distances = lax.stop_gradient(geometry.squared_distances)
+        m, n = geometry.num_workers, geometry.num_present
         if selection == "once":
-            scores = krum.krum_scores(distances, m - f - 2, squared)
-            chosen = jnp.argsort(scores, stable=True)[:count]
+            scores = krum.krum_scores(distances, n - f - 2, squared)
+            chosen = order.mark_nearest(scores, n - 2 * f) > 0
         else:
-            chosen = _repeated_krum(distances, f, count, squared)
-        chosen = jnp.sort(chosen)  # Of values equally far the lowest row's is taken.
+            start = jnp.ones((m,), bool) if present is None else present
+            chosen = _repeated_krum(distances, start, n, f, squared)
+        # In their order: of values equally far the lowest row's is taken.
+        listed = jnp.argsort(~chosen, stable=True)[: m - 2 * f]
+        there = None if present is None else chosen[listed]
 
         @order.summable
         def around_median(kept):
-            center = order.middle(kept, even=even)
-            return order.nearest_mean(kept, center, count - 2 * f)
+            center = order.middle(kept, even=even, present=there)
+            return order.nearest_mean(kept, center, 2 * f, there)
 
         def reduce(rows):
-            return around_median(order.take(rows, chosen))
+            return around_median(order.take(rows, listed))
 
         return stacked.along_workers(reduce, updates), state
 
-    return Aggregator(optax.init_empty_state, update)
+    return Aggregator(optax.init_empty_state, update, check=check)
 
 
-def _repeated_krum(squared_distances, f, count, squared):
-    """Indices [count] of the rows that Krum takes, each out of those left, in turn."""
+def _repeated_krum(squared_distances, present, n, f, squared):
+    """Which n − 2f rows [m] Krum takes, each out of those left, in turn."""
     m = squared_distances.shape[0]
-    distances = krum.krum_distances(squared_distances, squared)
+    distances = krum.krum_distances(squared_distances, n - f - 2, squared)
     by_distance = jnp.argsort(distances, axis=1, stable=True)
     ordered = jnp.take_along_axis(distances, by_distance, axis=1)
     largest = jnp.finfo(distances.dtype).max
 
-    def step(i, carry):
-        left, chosen = carry
-        neighbors = jnp.maximum(m - i - f - 2, 1)
+    def step(i, left):
+        neighbors = jnp.maximum(n - i - f - 2, 1)
         # Sorted once: a removed row only moves the others up. Itself it comes last.
         there = left[by_distance] & (by_distance != np.arange(m)[:, None])
         read = there & (jnp.cumsum(there, axis=1) <= neighbors)
         scores = jnp.sum(jnp.where(read, ordered, 0), axis=1)
         scores = jnp.where(left, jnp.minimum(scores, largest), jnp.inf)
-        best = jnp.argmin(scores).astype(jnp.int32)
-        return left.at[best].set(False), chosen.at[i].set(best)
+        return left.at[jnp.argmin(scores)].set(False)
 
-    start = jnp.ones((m,), bool), jnp.zeros((count,), jnp.int32)
-    return lax.fori_loop(0, count, step, start)[1]
+    return present & ~lax.fori_loop(0, n - 2 * f, step, present)

@@ -6,7 +6,7 @@ from jax import lax
 from byzjax import checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
-from byzjax.numerics import stacked
+from byzjax.numerics import order, stacked
 
 # With the published scaling a filter may need any number of rounds. Beyond so many, or
 # when one round takes off less than this, the scaling that ends is used.
@@ -64,11 +64,12 @@ def caf(num_byzantine: int, *, scale: str = "all") -> Aggregator:
 
     def weigh(geometry):
         m = geometry.num_workers
+        count = order.as_number(geometry.num_present - 2 * f, geometry.gram.dtype)
         gram = lax.stop_gradient(geometry.gram[:m, :m])
 
         def filtering(carry):
             _, c, _, _, moved = carry
-            return (jnp.sum(c) > m - 2 * f) & moved
+            return (jnp.sum(c) > count) & moved
 
         def step(carry):
             rounds, c, least, best, _ = carry
@@ -96,7 +97,7 @@ def caf(num_byzantine: int, *, scale: str = "all") -> Aggregator:
         best = lax.while_loop(filtering, step, carry)[3]
         return stacked.normalized(best)
 
-    return lift.geometric("caf", weigh, check=checks.minority("caf", f))
+    return lift.geometric("caf", weigh, check=checks.minority("caf", f), absent=True)
 
 
 def _spread(gram, weights):

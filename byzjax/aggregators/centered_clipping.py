@@ -9,7 +9,7 @@ from jax import lax
 from byzjax import base, checks
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
-from byzjax.numerics import stacked
+from byzjax.numerics import order, stacked
 
 
 class CenteredClippingState(NamedTuple):
@@ -61,9 +61,10 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
     def init(params):
         return CenteredClippingState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         lift.refuse_weights("centered_clipping", weights)
         m = checks.num_workers(updates)
+        count = m if present is None else jnp.sum(present)
 
         def clip(distances, reach):
             inside = distances <= reach
@@ -71,16 +72,18 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
             return jnp.where(inside, 1, far)
 
         if num_iterations == 1:  # Distances between rows are not needed.
-            distances = stacked.distances_to_tree(updates, state.center)
-            shares = clip(distances, jnp.asarray(radius, distances.dtype)) / m
+            distances = stacked.distances_to_tree(updates, state.center, present)
+            count = order.as_number(count, distances.dtype)
+            shares = clip(distances, jnp.asarray(radius, distances.dtype)) / count
         else:
             # Around v itself, so the weights are of x_i − v and the rest stays at v.
-            geometry = stacked.geometry(updates, origin=state.center)
+            geometry = stacked.geometry(updates, origin=state.center, present=present)
+            count = order.as_number(count, geometry.gram.dtype)
 
             def step(_, shares):
                 squares = geometry.squared_distances_to(shares)
                 kept = clip(stacked.root(squares), reach)
-                return shares * (1 - jnp.sum(kept) / m) + kept / m
+                return shares * (1 - jnp.sum(kept) / count) + kept / count
 
             reach = geometry.in_unit(jnp.asarray(radius, geometry.gram.dtype))
             start = jnp.zeros((m,), geometry.gram.dtype)

@@ -40,10 +40,14 @@ def cge(num_byzantine: int) -> Aggregator:
     f = checks.count("cge", num_byzantine=num_byzantine)
 
     def weigh(geometry):
-        count = geometry.num_workers - f
-        return order.mark_nearest(geometry.norms, count) / count
+        return order.nearest_shares(geometry.norms, geometry.num_present - f)
 
     check = checks.minority("cge", f)
     return lift.geometric(
-        "cge", weigh, check=check, distances=False, keeps=lambda m: m - f
+        "cge",
+        weigh,
+        check=check,
+        absent=True,
+        distances=False,
+        keeps=lambda m: m - f,
     )

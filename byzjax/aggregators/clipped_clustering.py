@@ -73,20 +73,29 @@ def clipped_clustering(
         rounds = jnp.zeros((window,), jnp.int32)
         return ClippedClusteringState(norms, rounds, jnp.int32(0))
 
-    def update(updates, state, params=None, *, weights=None, **extra):
-        lift.refuse_weights(name, weights)
-        m = checks.num_workers(updates)
+    def check(m):
         if not m <= window:
             raise ValueError(
                 f"{name} needs window >= num_workers, got window={window} and "
                 f"num_workers={m}"
             )
-        geometry = stacked.geometry(updates)
+
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
+        lift.refuse_weights(name, weights)
+        m = checks.num_workers(updates)
+        geometry = stacked.geometry(updates, present=present)
         # Places not filled yet hold +inf and come last.
         norms = geometry.norms.astype(state.norms.dtype)
         history = jnp.concatenate([norms, state.norms])
         number = state.rounds[0] + 1
         rounds = jnp.append(jnp.full((m,), number, jnp.int32), state.rounds)
+        if present is not None:  # As if the round had only so many rows.
+            first = jnp.argsort(~present, stable=True)
+            places = jnp.arange(m + window)
+            m = jnp.sum(present, dtype=jnp.int32)
+            moved = jnp.minimum(places + len(present) - m, m + window - 1)
+            places = jnp.where(places < m, jnp.resize(first, places.shape), moved)
+            history, rounds = history[places], rounds[places]
         # Of whole rounds only: what is left of one could be attackers' rows.
         cut = jnp.where(state.count + m > window, rounds[window], -1)
         history, rounds = history[:window], rounds[:window]
@@ -109,7 +118,7 @@ def clipped_clustering(
         out = stacked.weighted_sum(updates, shares)
         return out, ClippedClusteringState(history, rounds, count)
 
-    return Aggregator(init, update)
+    return Aggregator(init, update, check=check)
 
 
 def _two_clusters(distances, usable, linkage):

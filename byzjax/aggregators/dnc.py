@@ -73,19 +73,23 @@ def dnc(
     subsample = checks.count("dnc", subsample=subsample, minimum=1)
     dropped = int(checks.number("dnc", c=c, static=True) * f)
 
-    def update(updates, state, params=None, *, key=None, weights=None, **extra):
-        lift.refuse_weights("dnc", weights)
-        key = checks.key("dnc", key)
-        m = checks.num_workers(updates)
+    def check(m):
         checks.minority("dnc", f)(m)
         if not dropped < m:
             raise ValueError(
                 f"dnc needs c * num_byzantine < num_workers, got c={c}, "
                 f"num_byzantine={f} and num_workers={m}"
             )
+
+    def update(
+        updates, state, params=None, *, key=None, weights=None, present=None, **extra
+    ):
+        lift.refuse_weights("dnc", weights)
+        key = checks.key("dnc", key)
         rows = [stacked.flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
         rows = lax.stop_gradient(rows)
-        geometry = jax.tree.map(lax.stop_gradient, stacked.norms(updates))
+        geometry = jax.tree.map(lax.stop_gradient, stacked.norms(updates, present))
+        m, n = geometry.num_workers, geometry.num_present
         # Squares of the others could not be added up.
         finite = geometry.norms < _FARTHEST * geometry.unit
 
@@ -96,7 +100,7 @@ def dnc(
                 1
             ]
             scores = jnp.where(finite, jnp.square(vectors[:, -1]), jnp.inf)
-            return kept + order.mark_nearest(scores, m - dropped), None
+            return kept + order.mark_nearest(scores, n - dropped), None
 
         start = jnp.zeros((m,), accumulator_dtype(rows[0].dtype))
         kept, _ = lax.scan(step, start, jax.random.split(key, num_iterations))
@@ -105,7 +109,7 @@ def dnc(
         shares = jnp.where(finite, shares, 0)
         return stacked.weighted_sum(updates, shares), state
 
-    return Aggregator(optax.init_empty_state, update)
+    return Aggregator(optax.init_empty_state, update, check=check)
 
 
 def _sampled_gram(rows, finite, unit, count, key):

@@ -51,17 +51,24 @@ def flame(*, noise: float = 0.001) -> Aggregator:
     level = checks.number("flame", noise=noise)
 
     def weigh(geometry):
-        member = _majority_cluster(geometry.cosine_distances()) & geometry.finite
-        return lift.clipped_mean(member, geometry, order.middle(geometry.norms))
+        cosines = geometry.cosine_distances()
+        member = _majority_cluster(cosines, geometry.num_present // 2)
+        typical = order.middle(geometry.norms, present=geometry.present)
+        return lift.clipped_mean(member & geometry.finite, geometry, typical)
 
-    without = lift.geometric("flame", weigh)
+    without = lift.geometric("flame", weigh, absent=True)
     if isinstance(level, float) and level == 0:
         return without
 
-    def update(updates, state, params=None, *, key=None, weights=None, **extra):
+    def update(
+        updates, state, params=None, *, key=None, weights=None, present=None, **extra
+    ):
         key = checks.key("flame", key)
-        out, state = without.update(updates, state, params, weights=weights)
-        typical = order.middle(stacked.norms(updates).norms)
+        out, state = without.inside(
+            updates, state, params, weights=weights, present=present
+        )
+        norms = stacked.norms(updates, present).norms
+        typical = order.middle(norms, present=present)
         scale = jnp.asarray(level, typical.dtype) * typical
         leaves, structure = jax.tree.flatten(out)
         keys = jax.random.split(key, len(leaves))
@@ -75,8 +82,11 @@ def flame(*, noise: float = 0.001) -> Aggregator:
     return Aggregator(optax.init_empty_state, update)
 
 
-def _majority_cluster(distances):
-    """Marks [m] the first connected majority as pairs are joined by distance [m, m]."""
+def _majority_cluster(distances, others):
+    """Marks [m] the first connected majority as pairs are joined by distance [m, m].
+
+    That is a row with so many `others`.
+    """
     m = distances.shape[0]
 
     # The longest step on the best path between each two: what single linkage joins at.
@@ -84,6 +94,6 @@ def _majority_cluster(distances):
         return jnp.minimum(reach, jnp.maximum(reach[:, i, None], reach[i, None, :]))
 
     reach = lax.fori_loop(0, m, through, lax.stop_gradient(distances))
-    joined = jnp.sort(reach, axis=1)[:, m // 2]
+    joined = jnp.sort(reach, axis=1)[:, others]
     first = jnp.argmin(joined)
     return reach[first] <= joined[first]

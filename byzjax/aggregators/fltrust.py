@@ -44,12 +44,22 @@ def fltrust() -> Aggregator:
       Bootstrapping, NDSS 2021, https://arxiv.org/abs/2012.13995
     """
 
-    def update(updates, state, params=None, *, reference=None, weights=None, **extra):
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        reference=None,
+        weights=None,
+        present=None,
+        **extra,
+    ):
         lift.refuse_weights("fltrust", weights)
         checks.num_workers(updates)
         reference = as_arrays(reference)
         _check_reference(updates, reference)
-        norms, length = stacked.norms(updates).norms, stacked.norm(reference)
+        norms = stacked.norms(updates, present).norms
+        length = stacked.norm(reference)
         usable = (norms > 0) & (norms < jnp.inf) & (length > 0) & (length < jnp.inf)
         norms = jnp.where(usable, norms, 1)
         scale = jnp.where(usable, stacked.over(length, norms), 0)

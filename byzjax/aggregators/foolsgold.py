@@ -80,11 +80,11 @@ def foolsgold(
             )
         )
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         lift.refuse_weights("foolsgold", weights)
         m = checks.num_workers(updates)
         if num_workers is None:
-            geometry = stacked.geometry(updates)
+            geometry = stacked.geometry(updates, present=present)
             finite = geometry.finite
         else:
             if m != num_workers:
@@ -92,7 +92,7 @@ def foolsgold(
                     "foolsgold needs updates of the number of workers in its history, "
                     f"got {m} and num_workers={num_workers}"
                 )
-            finite = stacked.norms(updates).finite
+            finite = stacked.norms(updates, present).finite
             state = FoolsGoldState(
                 jax.tree.map(
                     lambda total, x: total + _select(finite, x.astype(total.dtype)),
@@ -100,8 +100,9 @@ def foolsgold(
                     updates,
                 )
             )
-            geometry = stacked.geometry(state.history)
-        shares = _unlikeness(1 - geometry.cosine_distances(), small)
+            geometry = stacked.geometry(state.history, present=present)
+        cosines = 1 - geometry.cosine_distances()
+        shares = _unlikeness(cosines, geometry.present, small)
         shares = jnp.where(finite & geometry.finite, shares, 0)
         none = jnp.sum(shares) == 0
         shares = jnp.where(none & finite, 1, shares)
@@ -117,7 +118,7 @@ def _select(finite, rows):
     return jnp.where(finite.reshape((-1,) + (1,) * (rows.ndim - 1)), rows, 0)
 
 
-def _unlikeness(cosines, epsilon):
+def _unlikeness(cosines, present, epsilon):
     """FoolsGold's weights α [m] from cosines [m, m], −inf where unknown."""
     m = cosines.shape[0]
     epsilon = jnp.asarray(epsilon, cosines.dtype)
@@ -129,7 +130,7 @@ def _unlikeness(cosines, epsilon):
     ratio = most[:, None] / jnp.where(pardoned, most[None, :], 1)
     cosines = jnp.where(pardoned & ~itself, cosines * ratio, cosines)
     alpha = jnp.clip(1 - jnp.max(cosines, axis=1), 0, 1)
-    largest = jnp.max(alpha)
+    largest = jnp.max(alpha if present is None else jnp.where(present, alpha, 0))
     alpha = alpha / jnp.where(largest > 0, largest, 1)
     alpha = jnp.minimum(alpha, 0.99)
     return jnp.clip(jnp.log(alpha / (1 - alpha) + epsilon) + 0.5, 0, 1)

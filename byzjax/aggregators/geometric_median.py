@@ -1,5 +1,7 @@
 """The geometric median: exact by Newton's method, or so many of Weiszfeld's steps."""
 
+import functools
+
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -104,13 +106,14 @@ def geometric_median(
         return _weiszfeld(geometry, prior, start, nu, num_iterations, tolerance)
 
     if init != "median":
-        return lift.geometric(name, weigh, weighted=True)
+        return lift.geometric(name, weigh, weighted=True, absent=True)
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        weights = lift.check_weights(name, weights, m)
-        center = stacked.along_workers(order.middle, updates)
-        geometry = stacked.geometry(updates, origin=center)
+        weights = lift.check_weights(name, weights, m, present)
+        middle = functools.partial(order.middle, present=present)
+        center = stacked.along_workers(middle, updates)
+        geometry = stacked.geometry(updates, origin=center, present=present)
         shares = jnp.where(geometry.finite, weigh(geometry, weights), 0)
         return stacked.weighted_sum(updates, shares, origin=center), state
 
@@ -127,7 +130,6 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
     m = prior.shape[0]
     tiny = jnp.finfo(gram.dtype).tiny
     epsilon = jnp.finfo(gram.dtype).eps
-    majority = m // 2 + 1
     # A row is also met where z is nearer to it than other rows are by far: z would only
     # creep up on it, and derivatives would drown in the rounding of a tiny distance.
     diagonal = jnp.diagonal(gram)[:m]
@@ -176,7 +178,10 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
             return new, done
         gap = stacked.point(new) - a
         moved = geometry.squared_length(gap)
-        spread = jnp.sort(squared)[majority - 1]
+        others = squared
+        if geometry.present is not None:
+            others = jnp.where(geometry.present, squared, jnp.inf)
+        spread = jnp.sort(others)[geometry.num_present // 2]
         return jnp.where(done, shares, new), done | (moved <= tolerance**2 * spread)
 
     carry = (start, jnp.asarray(False))

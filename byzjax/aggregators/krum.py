@@ -57,12 +57,12 @@ def krum(
     check_squared("krum", squared)
 
     def weigh(geometry):
-        count = num_neighbors or geometry.num_workers - f - 2
+        count = num_neighbors or geometry.num_present - f - 2
         scores = krum_scores(geometry.squared_distances, count, squared)
         return order.mark_nearest(scores, 1)
 
     check = _krum_check("krum", f, num_neighbors)
-    return lift.geometric("krum", weigh, check=check, keeps=lambda m: 1)
+    return lift.geometric("krum", weigh, check=check, absent=True, keeps=lambda m: 1)
 
 
 def multi_krum(
@@ -111,21 +111,26 @@ def multi_krum(
     check_squared(name, squared)
 
     def weigh(geometry):
-        m = geometry.num_workers
+        n = geometry.num_present
         scores = krum_scores(
-            geometry.squared_distances, num_neighbors or m - f - 2, squared
+            geometry.squared_distances, num_neighbors or n - f - 2, squared
         )
-        count = num_selected or m - f
-        return order.mark_nearest(scores, count) / count
+        return order.nearest_shares(scores, num_selected or n - f)
 
     check = _krum_check(name, f, num_neighbors, num_selected)
     return lift.geometric(
-        name, weigh, check=check, keeps=lambda m: min(num_selected or m - f, m)
+        name,
+        weigh,
+        check=check,
+        absent=True,
+        keeps=lambda m: min(num_selected or m - f, m),
     )
 
 
 def krum_scores(
-    squared_distances: jax.Array, num_neighbors: int, squared: bool | str = True
+    squared_distances: jax.Array,
+    num_neighbors: int | jax.Array,
+    squared: bool | str = True,
 ) -> jax.Array:
     """Krum's score [m]: the sum of distances to the nearest other rows.
 
@@ -139,14 +144,18 @@ def krum_scores(
     """
     m = squared_distances.shape[0]
     finite = jnp.isfinite(jnp.diagonal(squared_distances))
-    ordered = jnp.sort(krum_distances(squared_distances, squared), axis=1)
+    ordered = jnp.sort(
+        krum_distances(squared_distances, num_neighbors, squared), axis=1
+    )
     read = np.arange(m) < jnp.minimum(num_neighbors, jnp.sum(finite) - 1)
     scores = jnp.sum(jnp.where(read[None, :], ordered, 0), axis=1)
     return jnp.where(finite, scores, jnp.inf)
 
 
 def krum_distances(
-    squared_distances: jax.Array, squared: bool | str = True
+    squared_distances: jax.Array,
+    num_neighbors: int | jax.Array,
+    squared: bool | str = True,
 ) -> jax.Array:
     """What Krum sums, [m, m], +inf on the diagonal; `squared` as in `krum_scores`."""
     m = squared_distances.shape[0]
@@ -155,10 +164,15 @@ def krum_distances(
         return jnp.sqrt(others)
     if squared is True:
         return others
-    # Fourth powers leave float32's range at distances of 1e9 and 1e-10; in units of
-    # how far the most central row must reach for half of the rows, they do not.
-    reach = jnp.min(jnp.sort(others, axis=1)[:, max(0, m // 2 - 1)])
-    others = others / jnp.where((reach > 0) & (reach < jnp.inf), reach, 1)
+    # Fourth powers leave float32's range at distances of 1e9 and 1e-10. In units of the
+    # least farthest of as many neighbours as are summed every sum is one or more, and
+    # the least one fits. Where some row has that many at no distance, in units of the
+    # least distance that is one, so that others' sums are not zero as well.
+    ordered = jnp.sort(others, axis=1)
+    reach = jnp.min(jnp.take(ordered, num_neighbors - 1, axis=1))
+    least = jnp.min(jnp.where(others > 0, others, jnp.inf))
+    unit = jnp.where(reach > 0, reach, least)
+    others = others / jnp.where(unit < jnp.inf, unit, 1)
     return others * others
 
 

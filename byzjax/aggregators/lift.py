@@ -7,8 +7,9 @@
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.core
@@ -33,19 +34,35 @@ def refuse_weights(name: str, weights: jax.Array | None) -> None:
         )
 
 
-def check_weights(name: str, weights: jax.Array | None, m: int) -> jax.Array | None:
+def refuse_absent(name: str) -> NoReturn:
+    """Says by name that a rule has no form for absent workers."""
+    raise ValueError(
+        f"{name} has no form for absent workers, got present: give it the rows of "
+        "those present alone, or another rule"
+    )
+
+
+def check_weights(
+    name: str, weights: jax.Array | None, m: int, present: jax.Array | None = None
+) -> jax.Array | None:
     """Checks weights `[m]`; a worker whose weight is negative or not finite gets zero.
 
     Weights are claims of the workers as much as gradients are, so a bad one must not
     poison the rest. The largest is scaled to one, which no rule can tell, so that their
-    sum is finite. Where no worker has a weight, all count the same.
+    sum is finite. Where no worker has a weight, all count the same. Of workers that are
+    not `present` the weight is zero.
 
     Floats, integers, as sample counts are, and bools, which count as 0 and 1.
     """
-    return None if weights is None else checked_weights(name, weights, m)
+    return None if weights is None else checked_weights(name, weights, m, present)
 
 
-def checked_weights(name: str, weights: jax.typing.ArrayLike, m: int) -> jax.Array:
+def checked_weights(
+    name: str,
+    weights: jax.typing.ArrayLike,
+    m: int,
+    present: jax.Array | None = None,
+) -> jax.Array:
     """`check_weights` of weights that are given."""
     # NumPy's keep their width until they are floats: 2**40 samples fit no int32.
     given = weights if isinstance(weights, jax.Array) else np.asarray(weights)
@@ -59,10 +76,13 @@ def checked_weights(name: str, weights: jax.typing.ArrayLike, m: int) -> jax.Arr
     with np.errstate(over="ignore"):
         weights = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
     weights = jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
+    if present is not None:
+        weights = jnp.where(present, weights, 0)
     # First out of the range where the reciprocal of the largest would underflow.
     weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)
     largest = jnp.max(weights)
-    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), 1)
+    equal = 1 if present is None else present.astype(weights.dtype)
+    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), equal)
 
 
 def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,19 +92,25 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(update)
-    def either(updates, state, params=None, *, weights=None, **extra):
+    def either(updates, state, params=None, *, weights=None, present=None, **extra):
         def without():
-            return update(updates, state, params, weights=None, **extra)
+            return update(
+                updates, state, params, weights=None, present=present, **extra
+            )
 
         def weighted():
-            return update(updates, state, params, weights=weights, **extra)
+            return update(
+                updates, state, params, weights=weights, present=present, **extra
+            )
 
         if weights is None:
             return without()
         m = checks.num_workers(updates)
         if np.shape(weights) != (m,):
             return weighted()  # Which refuses them by its name.
-        equal = jnp.all(checked_weights("weights", weights, m) == 1)
+        checked = checked_weights("weights", weights, m, present)
+        equal = checked == 1
+        equal = jnp.all(equal if present is None else equal | ~present)
         if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
             jax.eval_shape(weighted)  # Which refuses weights whatever they are.
             return without() if equal else weighted()
@@ -106,32 +132,33 @@ def coordinatewise(
     Args:
       name: for error messages.
       reduce: `[m, ...]` → `[...]`, in at least float32; called with `weights` `[m]` as
-        a second argument when the rule is weighted and weights are given.
+        a second argument when the rule is weighted and weights are given, and with
+        `present=` `[m]` of bools when some rows may be absent, if it takes that.
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
       by_rank: whether `reduce`, without weights, is a mean of the sorted values with
         weights of their ranks alone.
     """
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        if check is not None:
-            check(m)
         if not weighted:
             refuse_weights(name, weights)
-        checked = check_weights(name, weights, m)
+        checked = check_weights(name, weights, m, present)
+        of_rows = functools.partial(reduced, present=present)
+        return stacked.along_workers(of_rows, updates, checked), state
 
-        return stacked.along_workers(reduce, updates, checked), state
-
-    def checked_reduce(rows):
-        if check is not None:
-            check(rows.shape[0])
-        return reduce(rows)
+    def reduced(rows, *weights, present=None):
+        if present is None:
+            return reduce(rows, *weights)
+        if "present" not in inspect.signature(reduce).parameters:
+            refuse_absent(name)
+        return reduce(rows, *weights, present=present)
 
     if weighted:
         update = equal_weights_are_none(update)
     return Aggregator(
-        optax.init_empty_state, update, reduce=checked_reduce, by_rank=by_rank
+        optax.init_empty_state, update, check=check, reduce=reduced, by_rank=by_rank
     )
 
 
@@ -141,6 +168,7 @@ def geometric(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
+    absent: bool = False,
     distances: bool = True,
     keeps: Callable[[int], int] | None = None,
 ) -> Aggregator:
@@ -152,33 +180,39 @@ def geometric(
         for a weighted rule.
       check: raises if the rule cannot serve m workers.
       weighted: whether `weigh` takes weights.
+      absent: whether `weigh` counts `geometry.num_present` workers, not `num_workers`,
+        and so serves rows that are absent.
       distances: whether `weigh` reads distances between workers; if not, it is given a
         geometry of norms alone where that saves the pass for them.
       keeps: m → how many workers have a weight at most, if fewer than m.
     """
 
     def full(geometry, /, *, key=None, weights=None):
-        m = geometry.num_workers
-        if check is not None:
-            check(m)
+        if geometry.present is not None and not absent:
+            refuse_absent(name)
         if not weighted:
             refuse_weights(name, weights)
             return weigh(geometry)
-        return weigh(geometry, check_weights(name, weights, m))
+        m, present = geometry.num_workers, geometry.present
+        return weigh(geometry, check_weights(name, weights, m, present))
 
-    return from_weigh(full, distances=distances, keeps=keeps)
+    return from_weigh(full, check=check, distances=distances, keeps=keeps)
 
 
 def from_weigh(
     weigh: base.Weigh,
     *,
+    check: base.Check | None = None,
     distances: bool = True,
     keeps: Callable[[int], int] | None = None,
 ) -> Aggregator:
     """An aggregator from a full `weigh(geometry, key=, weights=)`; see `geometric`."""
 
-    def update(updates, state, params=None, *, key=None, weights=None, **extra):
-        geometry = (stacked.geometry if distances else stacked.norms)(updates)
+    def update(
+        updates, state, params=None, *, key=None, weights=None, present=None, **extra
+    ):
+        measure = stacked.geometry if distances else stacked.norms
+        geometry = measure(updates, present=present)
         shares = weigh(geometry, key=key, weights=weights)
         # Whatever a rule says of it, a row that is not finite never enters the sum.
         shares = jnp.where(geometry.finite, shares, 0)
@@ -188,6 +222,7 @@ def from_weigh(
     return Aggregator(
         optax.init_empty_state,
         equal_weights_are_none(update),
+        check=check,
         weigh=weigh,
         distances=distances,
     )
@@ -199,6 +234,7 @@ def premixed(
     matrix: Callable[..., jax.Array],
     *,
     check: base.Check | None = None,
+    count: Callable[[Any], Any] | None = None,
     sizes: Callable[[int], list[int]] | None = None,
     random: bool = False,
     distances: bool = True,
@@ -214,20 +250,31 @@ def premixed(
       rule: the base.
       matrix: `Geometry` → W `[n, m]`; called with a key as second argument if `random`.
       check: raises if the wrapper cannot serve m workers.
-      sizes: m → of how many rows each row of W is the mean, if all are means.
+      count: how many workers → how many rows of W, the first ones; None where row i of
+        W is that of worker i.
+      sizes: m → of how many rows each row of W is the mean, if all are means; at most
+        that many when not all are present.
       random: whether `matrix` takes a key.
       distances: whether `matrix` reads distances between workers; if not, it is given
         a geometry of norms alone where that saves the pass for them.
     """
     base.check_aggregator(name, rule)
 
-    def mixing(geometry, key):
+    def check_both(m):
         if check is not None:
-            check(geometry.num_workers)
+            check(m)
+        rule.check(m if count is None else count(m))
+
+    def mixing(geometry, key):
         if not random:
             return matrix(geometry), key
         own, inner = jax.random.split(checks.key(name, key))
         return matrix(geometry, own), inner
+
+    def mixed_present(geometry, w):
+        if geometry.present is None or count is None:
+            return geometry.present
+        return jnp.arange(w.shape[0]) < count(geometry.num_present)
 
     if rule.weigh is not None:
         base_weigh = rule.weigh
@@ -235,7 +282,7 @@ def premixed(
         def weigh(geometry, /, *, key=None, weights=None):
             refuse_weights(name, weights)
             w, key = mixing(geometry, key)
-            mixed = geometry.mixed(w)
+            mixed = geometry.mixed(w, mixed_present(geometry, w))
             shares = base_weigh(mixed, key=key, weights=None)
             return jnp.matmul(
                 jnp.where(mixed.finite, shares, 0),
@@ -243,21 +290,30 @@ def premixed(
                 precision=jax.lax.Precision.HIGHEST,
             )
 
-        return from_weigh(weigh)
+        return from_weigh(weigh, check=check_both)
 
-    def update(updates, state, params=None, *, key=None, weights=None, **extra):
+    def update(
+        updates, state, params=None, *, key=None, weights=None, present=None, **extra
+    ):
         refuse_weights(name, weights)
         measure = stacked.geometry if distances else stacked.norms
-        geometry = measure(updates)
+        geometry = measure(updates, present=present)
         w, key = mixing(geometry, key)
         finite = geometry.mixed_finite(w)
         means = None if sizes is None else sizes(geometry.num_workers)
-        mixed = stacked.mix(updates, w, finite, sizes=means, reduce=rule.reduce)
-        if rule.reduce is not None:
+        there = mixed_present(geometry, w)
+        reduce = rule.reduce
+        if there is not None:
+            extra["present"] = there
+            reduce = reduce and functools.partial(reduce, present=there)
+        mixed = stacked.mix(
+            updates, w, finite, sizes=means, fewer=present is not None, reduce=reduce
+        )
+        if reduce is not None:
             return mixed, state
-        return rule.update(mixed, state, params, key=key, **extra)
+        return rule.inside(mixed, state, params, key=key, **extra)
 
-    return Aggregator(rule.init, update, takes=rule.takes)
+    return Aggregator(rule.init, update, check=check_both, takes=rule.takes)
 
 
 def prescaled(
@@ -278,10 +334,13 @@ def prescaled(
     """
     base.check_aggregator(name, rule)
 
+    def check_both(m):
+        if check is not None:
+            check(m)
+        rule.check(m)
+
     def scaling(geometry, weights):
         refuse_weights(name, weights)
-        if check is not None:
-            check(geometry.num_workers)
         return factors(geometry)
 
     if rule.weigh is not None:
@@ -293,14 +352,16 @@ def prescaled(
             shares = base_weigh(scaled, key=key, weights=None)
             return jnp.where(scaled.finite, shares, 0) * s
 
-        return from_weigh(weigh, distances=rule.distances)
+        return from_weigh(weigh, check=check_both, distances=rule.distances)
 
-    def update(updates, state, params=None, *, key=None, weights=None, **extra):
-        s = scaling(stacked.norms(updates), weights)
+    def update(
+        updates, state, params=None, *, key=None, weights=None, present=None, **extra
+    ):
+        s = scaling(stacked.norms(updates, present), weights)
         scaled = stacked.scale(updates, s)
-        return rule.update(scaled, state, params, key=key, **extra)
+        return rule.inside(scaled, state, params, key=key, present=present, **extra)
 
-    return Aggregator(rule.init, update, takes=rule.takes)
+    return Aggregator(rule.init, update, check=check_both, takes=rule.takes)
 
 
 def clipped_mean(

@@ -42,9 +42,9 @@ def meamed(num_byzantine: int, *, even: str = "midpoint") -> Aggregator:
     f = checks.count("meamed", num_byzantine=num_byzantine)
     checks.word("meamed", ("midpoint", "lower"), even=even)
 
-    def reduce(rows):
-        center = order.middle(rows, even=even)
-        return order.nearest_mean(rows, center, rows.shape[0] - f)
+    def reduce(rows, present=None):
+        center = order.middle(rows, even=even, present=present)
+        return order.nearest_mean(rows, center, f, present)
 
     check = checks.minority("meamed", f)
     return lift.coordinatewise("meamed", order.summable(reduce), check=check)

@@ -26,11 +26,13 @@ def mean() -> Aggregator:
       [2. 4.]
     """
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
         dtype = stacked.widest_accumulator(jax.tree.leaves(updates))
-        checked = lift.check_weights("mean", weights, m)
-        if checked is None:
+        checked = lift.check_weights("mean", weights, m, present)
+        if present is not None and checked is None:
+            shares = present.astype(dtype) / jnp.sum(present).astype(dtype)
+        elif checked is None:
             shares = jnp.full((m,), 1 / m, dtype)
         else:
             shares = checked.astype(dtype) / jnp.sum(checked.astype(dtype))
@@ -41,6 +43,6 @@ def mean() -> Aggregator:
         return stacked.normalized(shares)
 
     # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
-    inside = lift.geometric("mean", weigh, weighted=True, distances=False)
+    inside = lift.geometric("mean", weigh, weighted=True, absent=True, distances=False)
     update = lift.equal_weights_are_none(update)
     return Aggregator(inside.init, update, weigh=inside.weigh, distances=False)

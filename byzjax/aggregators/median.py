@@ -41,9 +41,9 @@ def median(*, even: str = "midpoint") -> Aggregator:
     """
     checks.word("median", ("midpoint", "lower"), even=even)
 
-    def reduce(rows, weights=None):
+    def reduce(rows, weights=None, present=None):
         if weights is None:
-            return order.middle(rows, even=even)
+            return order.middle(rows, even=even, present=present)
         return order.weighted_median(rows, weights)
 
     return lift.coordinatewise("median", reduce, weighted=True, by_rank=True)

@@ -37,4 +37,4 @@ def medoid() -> Aggregator:
         sums = jax.lax.stop_gradient(geometry.summed_distances(ones))
         return order.mark_nearest(sums, 1)
 
-    return lift.geometric("medoid", weigh, keeps=lambda m: 1)
+    return lift.geometric("medoid", weigh, absent=True, keeps=lambda m: 1)

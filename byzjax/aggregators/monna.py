@@ -52,21 +52,21 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
                 f"num_workers={m}"
             )
 
-    def shares(distances):
-        count = distances.shape[0] - f
-        chosen = order.mark_nearest(distances, count) / count
+    def shares(distances, count):
+        chosen = order.nearest_shares(distances, count)
         return jnp.where(jnp.isfinite(distances), chosen, 0)
 
     def weigh(geometry):
-        return shares(geometry.squared_distances[pivot])
+        return shares(geometry.squared_distances[pivot], geometry.num_present - f)
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        check(m)
         lift.refuse_weights("monna", weights)
-        distances = stacked.distances_to_row(updates, pivot)
-        return stacked.weighted_sum(updates, shares(distances), at_most=m - f), state
+        distances = stacked.distances_to_row(updates, pivot, present)
+        count = m if present is None else jnp.sum(present)
+        kept = shares(distances, count - f)
+        return stacked.weighted_sum(updates, kept, at_most=m - f), state
 
     # By itself it needs the distances to one row only; composed, the geometry is there.
-    geometric = lift.geometric("monna", weigh, check=check)
-    return Aggregator(geometric.init, update, weigh=geometric.weigh)
+    geometric = lift.geometric("monna", weigh, check=check, absent=True)
+    return Aggregator(geometric.init, update, check=check, weigh=geometric.weigh)

@@ -38,9 +38,9 @@ def phocas(num_byzantine: int) -> Aggregator:
     """
     f = checks.count("phocas", num_byzantine=num_byzantine)
 
-    def reduce(rows):
-        center = order.trimmed_mean(rows, f)
-        return order.nearest_mean(rows, center, rows.shape[0] - f)
+    def reduce(rows, present=None):
+        center = order.trimmed_mean(rows, f, present)
+        return order.nearest_mean(rows, center, f, present)
 
     check = checks.minority("phocas", f)
     return lift.coordinatewise("phocas", order.summable(reduce), check=check)

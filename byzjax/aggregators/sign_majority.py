@@ -34,8 +34,13 @@ def sign_majority() -> Aggregator:
       https://arxiv.org/abs/1810.05291
     """
 
-    def reduce(rows):
+    def reduce(rows, present=None):
         votes = [jnp.sign(jnp.where(jnp.isnan(row), 0, row)) for row in rows]
+        if present is not None:
+            votes = [
+                jnp.where(there, vote, 0)
+                for there, vote in zip(present, votes, strict=True)
+            ]
         return jnp.sign(order.row_sum(votes))
 
     return lift.coordinatewise("sign_majority", reduce)

@@ -61,11 +61,11 @@ def signguard(*, lower: float = 0.1, upper: float = 3.0) -> Aggregator:
             f"signguard needs lower <= upper, got lower={lower} and upper={upper}"
         )
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         lift.refuse_weights("signguard", weights)
-        geometry = stacked.norms(updates)
+        geometry = stacked.norms(updates, present)
         norms = geometry.norms
-        typical = order.middle(norms)
+        typical = order.middle(norms, present=present)
         low, high = (jnp.asarray(x, norms.dtype) for x in (least, most))
         plausible = (norms >= low * typical) & (norms <= high * typical)
         plausible &= geometry.finite

@@ -40,10 +40,10 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
     """
     f = checks.count("trimmed_mean", num_byzantine=num_byzantine)
 
-    def reduce(rows, weights=None):
+    def reduce(rows, weights=None, present=None):
         if weights is not None:
-            return order.weighted_trimmed_mean(rows, weights, f)
-        return order.trimmed_mean(rows, f)
+            return order.weighted_trimmed_mean(rows, weights, f, present)
+        return order.trimmed_mean(rows, f, present)
 
     return lift.coordinatewise(
         "trimmed_mean",

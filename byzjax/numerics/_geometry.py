@@ -32,14 +32,21 @@ class Geometry(NamedTuple):
     """
 
     gram: jax.Array  # [m + 1, m + 1], zero for rows that are not finite.
-    finite: jax.Array  # [m], bool.
+    finite: jax.Array  # [m], bool; False for a worker who is absent.
     norms: jax.Array  # [m], distances to the origin, +inf if not finite.
     squared_distances: jax.Array  # [m, m], +inf from and to rows that are not finite.
     unit: jax.Array  # A power of two, 1 as long as squares stay in range.
+    present: jax.Array | None = None  # [m], which rows are workers; None for all.
 
     @property
     def num_workers(self) -> int:
+        """m, of which some may be absent."""
         return self.finite.shape[0]
+
+    @property
+    def num_present(self) -> int | jax.Array:
+        """How many workers there are: m, or an integer array under a mask."""
+        return self.num_workers if self.present is None else jnp.sum(self.present)
 
     def in_unit(self, lengths: jax.Array) -> jax.Array:
         """Lengths in the unit of the squares."""
@@ -136,11 +143,12 @@ class Geometry(NamedTuple):
         kept = jnp.where(long, over(max_norm, jnp.where(long, norms, 1)), 1)
         return jnp.where(jnp.isfinite(norms), kept, 0)
 
-    def mixed(self, matrix: jax.Array) -> "Geometry":
+    def mixed(self, matrix: jax.Array, present: jax.Array | None) -> "Geometry":
         """The geometry of y = `matrix` x, without touching the coordinates.
 
         Args:
           matrix: `[n, m]`; rows may sum to less than one, the rest is at the origin.
+          present: which of the n are workers, or None for all.
 
         Returns:
           Geometry of n workers. y_i is finite if all rows that enter it are, unless
@@ -162,11 +170,15 @@ class Geometry(NamedTuple):
         lengths = jnp.diagonal(self.gram)[:-1]
         rounding = product(jnp.square(matrix), lengths)
         rounding *= _CANCELS * jnp.finfo(gram.dtype).eps
-        spread = _range.middle(jnp.where(self.finite, lengths, jnp.inf))
+        lengths = jnp.where(self.finite, lengths, jnp.inf)
+        spread = _range.middle(lengths, self.present)
+        # Nor is less known of the others than the last place of what they are.
+        size = _range.middle(self.in_unit(self.norms), self.present)
+        spread = jnp.maximum(spread, jnp.square(jnp.finfo(gram.dtype).eps * size))
         finite &= (rounding <= spread) | (rounding < squares)
         distances = distances_in(gram)
         norms, distances = distances[:-1, -1], distances[:-1, :-1]
-        return masked(gram, norms, distances, finite, self.unit)
+        return masked(gram, norms, distances, finite, self.unit, present)
 
     def scaled(self, factors: jax.Array) -> "Geometry":
         """The geometry of y_i = `factors`_i x_i; rows of factor zero are zeros.
@@ -177,10 +189,14 @@ class Geometry(NamedTuple):
         read = factors != 0
         norms = factors * jnp.where(read, self.norms, 0)
         finite = self.finite | ~read
+        if self.present is not None:  # An absent row is no row of zeros.
+            finite &= self.present
         if not self.gram.size:
+            if self.present is not None:
+                norms = jnp.where(self.present, norms, jnp.inf)
             return self._replace(finite=finite, norms=norms)
         # In a unit of their own, as they may have become far shorter.
-        unit = _range.power_of_two(_range.middle(norms))
+        unit = _range.power_of_two(_range.middle(norms, self.present))
         factors = factors * (self.unit * _range.inverse(unit))
         lengths = norms * _range.inverse(unit)
         # ‖s_i x_i − s_j x_j‖² from distances, which cancel for far rows that are cut to
@@ -204,8 +220,8 @@ class Geometry(NamedTuple):
         apart = jnp.clip(apart, least, jnp.square(lengths[:, None] + lengths[None, :]))
         # Products around a row in the midst of the cut ones: from one that was far
         # out, all of them would lie on each other.
-        gram = plane(squares, apart, finite)[0]
-        return masked(gram, squares, apart, finite, unit)
+        gram = plane(squares, apart, finite, self.present)[0]
+        return masked(gram, squares, apart, finite, unit, self.present)
 
     def _inner(self) -> jax.Array:
         """x_i·x_j [m, m] around the origin."""
@@ -218,12 +234,14 @@ class Geometry(NamedTuple):
         return ~jnp.any((matrix != 0) & ~self.finite[None, :], axis=1)
 
 
-def masked(gram, squared_norms, squared_distances, finite, unit) -> Geometry:
-    """Without the rows that are out of range or not `finite`."""
+def masked(gram, squared_norms, squared_distances, finite, unit, present) -> Geometry:
+    """Without the rows that are out of range, not `finite` or not `present`."""
     m = squared_norms.shape[0]
     norms = root(squared_norms) * unit
     # False for NaN.
     kept = finite & (squared_norms < LARGEST_SQUARE) & (norms < jnp.inf)
+    if present is not None:
+        kept &= present
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
     both = points[:, None] & points[None, :]
     return Geometry(
@@ -232,6 +250,7 @@ def masked(gram, squared_norms, squared_distances, finite, unit) -> Geometry:
         jnp.where(kept, norms, jnp.inf),
         jnp.where(both[:m, :m], squared_distances, jnp.inf),
         unit,
+        present,
     )
 
 

@@ -23,6 +23,9 @@ from byzjax.numerics._range import LARGEST_SQUARE
 # (squared) than from some worker: distances would lose more than 1e-4.
 _FAR = 1e3
 _MAX_CENTERS = 3
+# Beside most rows of this squared length the square of one that is 10^9 times as long
+# still is in range: it may be an honest one.
+_LONG = 1e18
 # A row is far out when its squared distance from the centre is this many times that of
 # the rows around it. Inner products with those rows, where they follow from distances,
 # are off by the last place of the largest one: a hundred times their own last place.
@@ -31,7 +34,9 @@ _FAR_OUT = 1e4
 
 @jax.custom_jvp
 def centered_gram(
-    rows: list[jax.Array], origins: list[jax.Array] | None
+    rows: list[jax.Array],
+    origins: list[jax.Array] | None,
+    present: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The Gram matrix [m+1, m+1] around a central row, and what is known beside it.
 
@@ -46,12 +51,18 @@ def centered_gram(
 
     Measured on two CPU cores with jax 0.10.2 and on one H100; see docs/performance.md.
 
+    Args:
+      rows: `[m, n]` each.
+      origins: `[n]` each, or None.
+      present: which rows [m] count as workers, or None for all.
+
     Returns:
       gram, squared norms [m], squared distances [m, m], of these the ones from the
       central row [m], and the unit of length that all are in, a power of two. Nothing
       is masked: rows that are not finite make what they enter infinite or NaN.
     """
-    gram, squared_norms, distances, center, unit = _around_center(rows, origins)
+    found = _around_center(rows, origins, present)
+    gram, squared_norms, distances, center, unit = found
     return gram, squared_norms, distances, distances[center], unit
 
 
@@ -59,9 +70,10 @@ def centered_gram(
 def _gram_jvp(primals, tangents):
     # Centre and unit are constants here. That is exact for what the library makes of
     # them: distances and affine combinations do not depend on the centre.
-    rows, origins = primals
-    row_tangents, origin_tangents = tangents
-    gram, squared_norms, distances, center, unit = _around_center(rows, origins)
+    rows, origins, present = primals
+    row_tangents, origin_tangents, _ = tangents
+    found = _around_center(rows, origins, present)
+    gram, squared_norms, distances, center, unit = found
     scale = _range.inverse(unit)
     points_dot = jnp.zeros_like(gram)
     norms_dot = jnp.zeros_like(squared_norms)
@@ -93,26 +105,28 @@ def _gram_jvp(primals, tangents):
     )
 
 
-def _around_center(rows, origins):
+def _around_center(rows, origins, present):
     """Gram matrix, squared norms and distances, the central row's index, the unit."""
-    found = _ordinary(rows, origins)
+    found = _ordinary(rows, origins, present)
     one = jnp.ones((), found[0].dtype)
-    left = ~_range.is_safe(_range.middle(found[1]))
+    middle = _range.middle(found[1], present)
+    left = ~_range.is_safe(middle) | (middle > _LONG)
 
     def in_unit(_):
         # That of the middle of the rows' largest entries, which no minority moves.
         beside = [None] * len(rows) if origins is None else origins
         tops = _range.largest(rows, beside)
-        unit = _range.power_of_two(_range.middle(tops)).astype(one.dtype)
+        unit = _range.power_of_two(_range.middle(tops, present)).astype(one.dtype)
         x, o = _range.unfolded((rows, origins))
-        return jnp.asarray(False), _by_products(x, o, _range.inverse(unit)), unit
+        found = _by_products(x, o, present, _range.inverse(unit))
+        return jnp.asarray(False), found, unit
 
     # A loop of one turn at most, as in `_by_pairs`.
     _, found, unit = lax.while_loop(lambda c: c[0], in_unit, (left, found, one))
     return *found, unit
 
 
-def _ordinary(rows, origins):
+def _ordinary(rows, origins, present):
     """Gram matrix, squared norms, squared distances, the index of the central row."""
     ways = {}
     if origins is None and rows[0].shape[0] <= _pairs.MOST_ROWS:
@@ -128,15 +142,16 @@ def _ordinary(rows, origins):
             _by_pairs, measured=_pairs_gpu.measured, multiplied=multiplied
         )
     if not ways:
-        return _by_products(rows, origins)
-    default = functools.partial(_by_products, origins=None)
-    return lax.platform_dependent(rows, **ways, default=default)
+        return _by_products(rows, origins, present)
+    ways["default"] = functools.partial(_by_products, origins=None)
+    ways = {k: functools.partial(way, present=present) for k, way in ways.items()}
+    return lax.platform_dependent(rows, **ways)
 
 
-def _by_pairs(rows, *, measured, multiplied):
+def _by_pairs(rows, *, present, measured, multiplied):
     norms, distances = measured(rows)
     m = norms.shape[0]
-    gram, center, far_out = plane(norms, distances, norms < LARGEST_SQUARE)
+    gram, center, far_out = plane(norms, distances, norms < LARGEST_SQUARE, present)
 
     def by_products(_):
         inner, towards = multiplied(rows, center)
@@ -150,18 +165,20 @@ def _by_pairs(rows, *, measured, multiplied):
     return gram, norms, distances, center
 
 
-def plane(squared_norms, distances, finite):
+def plane(squared_norms, distances, finite, present):
     """Inner products [m + 1, m + 1] around a central row, from squared distances.
 
     Returns:
       They, the row's index, and whether some finite row lies so far out that products
       with it are off by more than their own last place.
     """
+    if present is not None:
+        finite &= present
     both = finite[:, None] & finite[None, :]
     among = jnp.where(both, distances, jnp.inf)
     # The middle of a row's distances is small only near the majority; without one that
     # is finite, a finite row will do.
-    middle = -lax.top_k(-among, len(finite) // 2 + 1)[0][:, -1]
+    middle = _smallest(among, present)[1]
     middle = jnp.minimum(middle, jnp.finfo(middle.dtype).max)
     center = jnp.argmin(jnp.where(finite, middle, jnp.inf)).astype(jnp.int32)
     far_out = jnp.any(finite & (among[center] > _FAR_OUT * middle[center]))
@@ -174,6 +191,18 @@ def plane(squared_norms, distances, finite):
     return gram, center, far_out
 
 
+def _smallest(rows, present):
+    """The smaller half [m // 2 + 1] of each row [..., m], in order, and its largest.
+
+    Of those present, if not all are: half of them is as many as no minority is.
+    """
+    # A sort would take longer to compile than all the rest.
+    half = -lax.top_k(-rows, rows.shape[-1] // 2 + 1)[0]
+    if present is None:
+        return half, half[..., -1]
+    return half, jnp.take(half, jnp.sum(present) // 2, axis=-1)
+
+
 def distances_in(gram: jax.Array) -> jax.Array:
     """‖y_i − y_j‖² from inner products, what rounding leaves below zero cut off."""
     squares = jnp.diagonal(gram)
@@ -182,12 +211,13 @@ def distances_in(gram: jax.Array) -> jax.Array:
     return jnp.where(same, 0, jnp.maximum(distances, 0))
 
 
-def _by_products(rows, origins, scale=None):
+def _by_products(rows, origins, present, scale=None):
     """The same by products, around a better centre if need be.
 
     Args:
       rows: `[m, n]` each.
       origins: `[n]` each, or None.
+      present: which rows count, or None for all.
       scale: what all are multiplied by first, or None.
     """
     m = rows[0].shape[0]
@@ -197,7 +227,7 @@ def _by_products(rows, origins, scale=None):
         gram, squared_norms = _gram_pass(
             rows, origins, center, dtype, parts=parts, scale=scale
         )
-        far, better = _judged(gram, squared_norms, center)
+        far, better = _judged(gram, squared_norms, center, present)
         return gram, squared_norms, jnp.asarray(center, jnp.int32), far, better
 
     def again(carry):
@@ -221,21 +251,21 @@ def _by_products(rows, origins, scale=None):
     return gram, squared_norms, distances_in(gram)[:m, :m], center
 
 
-def _judged(gram, squared_norms, center):
+def _judged(gram, squared_norms, center, present):
     """Whether the centre lies far from the majority, and which row does not."""
     m = squared_norms.shape[0]
-    majority = m // 2 + 1
     diagonal = jnp.diagonal(gram)[:m]
     finite = (diagonal < LARGEST_SQUARE) & (squared_norms < LARGEST_SQUARE)
+    there = squared_norms < LARGEST_SQUARE
+    if present is not None:
+        finite, there = finite & present, there & present
     distances = distances_in(gram)[:m, :m]
     both = finite[:, None] & finite[None, :]
     distances = jnp.where(both, distances, jnp.inf)
-    norms = jnp.where(squared_norms < LARGEST_SQUARE, squared_norms, jnp.inf)
+    norms = jnp.where(there, squared_norms, jnp.inf)
     from_center = jnp.where(finite, diagonal, jnp.inf)
     together = jnp.concatenate([distances, norms[None], from_center[None]])
-    # The smaller half in order. A sort would take longer to compile than all the rest.
-    smallest = -lax.top_k(-together, majority)[0]
-    middle = smallest[:, -1]
+    smallest, middle = _smallest(together, present)
     reach, half_of_norms, from_center = middle[:m], middle[m], middle[m + 1]
     # A far centre blurs these distances, and a row planted within the blur would
     # look as central as an honest one. Norms are not blurred: of the smaller half

@@ -22,29 +22,36 @@ from byzjax.numerics._range import inverse, power_of_two
 _FARTHEST = 1e18
 
 
-def distances_to_tree(updates: base.Tree, center: base.Tree | None) -> jax.Array:
+def distances_to_tree(
+    updates: base.Tree, center: base.Tree | None, present: jax.Array | None = None
+) -> jax.Array:
     """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf for an outlier.
 
     That is a row that is not finite, or longer than 10^18 and 10^18 times the middle
-    one. One pass over the stack. Where it holds squares that may have left the range of
-    floats, two more: the largest entry of each row, and squares over a power of two.
+    one; as is one that is not `present`. One pass over the stack. Where it holds
+    squares that may have left the range of floats, two more: the largest entry of each
+    row, and squares over a power of two.
     """
     checks.num_workers(updates)
     rows = jax.tree.leaves(updates)
     beside = None if center is None else jax.tree.leaves(center)
-    return _near(_lengths([flat_rows(x) for x in rows], _flat(beside), None))
+    rows = [flat_rows(x) for x in rows]
+    return _near(_lengths(rows, _flat(beside), present, None), present)
 
 
-def distances_to_row(updates: base.Tree, index: int) -> jax.Array:
+def distances_to_row(
+    updates: base.Tree, index: int, present: jax.Array | None = None
+) -> jax.Array:
     """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
     rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
-    return _near(_lengths(rows, None, index))
+    return _near(_lengths(rows, None, present, index), present)
 
 
-def _near(lengths):
-    """Lengths [m], +inf for outliers."""
-    unit = jnp.maximum(power_of_two(_range.middle(lengths)), 1)
-    return jnp.where(lengths < _FARTHEST * unit, lengths, jnp.inf)
+def _near(lengths, present):
+    """Lengths [m], +inf for outliers and for rows that are not present."""
+    unit = jnp.maximum(power_of_two(_range.middle(lengths, present)), 1)
+    near = lengths < _FARTHEST * unit
+    return jnp.where(near if present is None else near & present, lengths, jnp.inf)
 
 
 def norm(tree: base.Tree) -> jax.Array:
@@ -56,13 +63,13 @@ def _flat(leaves):
     return None if leaves is None else [jnp.ravel(x) for x in leaves]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _lengths(rows, center, index):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _lengths(rows, center, present, index):
     """Distances [m] of rows, a list of `[m, n]`, to a list of `[n]` or to a row."""
-    return _squares_and_units(rows, center, index)[0]
+    return _squares_and_units(rows, center, present, index)[0]
 
 
-def _squares_and_units(rows, center, index):
+def _squares_and_units(rows, center, present, index):
     """The distances, their squares over units² and the units, [m] each."""
     squares = _squares(rows, center, index, None)
     one = jnp.ones_like(squares)
@@ -80,7 +87,8 @@ def _squares_and_units(rows, center, index):
     # A loop of one turn at most: of a condition, both sides would run under vmap.
     # Of its own row the distance is zero, which needs no second look.
     itself = jnp.arange(one.shape[0]) == (-1 if index is None else index)
-    left = ~jnp.all(_range.is_safe(squares) | (itself & (squares == 0)))
+    known = _range.is_safe(squares) | (itself & (squares == 0))
+    left = ~jnp.all(known if present is None else known | ~present)
     start = left, squares, one
     _, squares, units = lax.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
@@ -109,13 +117,13 @@ def _squares(rows, center, index, scales):
 
 @_lengths.defjvp
 def _lengths_jvp(index, primals, tangents):
-    rows, center = primals
-    lengths, squares, units = _squares_and_units(rows, center, index)
+    rows, center, present = primals
+    lengths, squares, units = _squares_and_units(rows, center, present, index)
 
     def in_units(rows, center):
         return _squares(rows, center, index, inverse(units))
 
-    moved = jax.jvp(in_units, primals, tangents)[1]
+    moved = jax.jvp(in_units, primals[:2], tangents[:2])[1]
     # Of the root, and none at zero and at infinity.
     usable = (squares > 0) & (squares < jnp.inf)
     halves = jnp.sqrt(jnp.where(usable, squares, 1)) * 2

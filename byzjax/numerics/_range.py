@@ -83,6 +83,8 @@ def unfolded(arrays):
     return lax.optimization_barrier(arrays)
 
 
-def middle(sizes: jax.Array) -> jax.Array:
+def middle(sizes: jax.Array, present: jax.Array | None = None) -> jax.Array:
     """The middle of sizes [m]: no minority leads it out of the majority's."""
-    return jnp.sort(sizes)[sizes.shape[0] // 2]
+    if present is None:
+        return jnp.sort(sizes)[sizes.shape[0] // 2]
+    return jnp.sort(jnp.where(present, sizes, jnp.inf))[jnp.sum(present) // 2]

@@ -3,6 +3,9 @@
 `jnp.sort`, `jnp.median` and `jnp.mean` along a leading axis are 30 to 300 times slower
 on XLA:CPU than the memory allows (jax issues 4379, 10434, 25187), so nothing here sorts
 whole columns. NaN is ordered as +inf everywhere.
+
+Where only some rows are `present` `[m]`, n of them, the others count as −inf or +inf,
+so that ranks counted from the other end, or from the middle, are those of all m.
 """
 
 import functools
@@ -26,10 +29,12 @@ from byzjax.numerics._words import by_words
 
 __all__ = [
     "NETWORK_LIMIT",
+    "as_number",
     "larger",
     "mark_nearest",
     "middle",
     "nearest_mean",
+    "nearest_shares",
     "order_statistics",
     "reduce_rows",
     "row_sum",
@@ -113,28 +118,51 @@ def summable(reduce: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     of 10^-35 and less, which may become zeros.
     """
 
-    def in_range(rows, *weights):
+    @functools.wraps(reduce)
+    def in_range(rows, *weights, **present):
         m = rows.shape[0]
         unit = jnp.asarray(2.0 ** m.bit_length(), rows.dtype)
         # One by one where a network is to follow, as in `take`.
         few = m <= NETWORK_LIMIT
         rows = jnp.stack([row / unit for row in rows]) if few else rows / unit
-        return reduce(rows, *weights) * unit
+        return reduce(rows, *weights, **present) * unit
 
     return in_range
 
 
-def middle(rows: jax.Array, *, even: str = "midpoint") -> jax.Array:
+def middle(
+    rows: jax.Array, *, even: str = "midpoint", present: jax.Array | None = None
+) -> jax.Array:
     """The median along axis 0; for an even number the midpoint or the lower middle."""
     m = rows.shape[0]
     low, high = (m - 1) // 2, m // 2
+    if present is not None and m > 1:
+        # Half of the absent on either side, and where that leaves one over, such that
+        # the lower middle is where it is without any absent.
+        high = low + 1
+        absent = jnp.cumsum(~present)
+        first = absent <= (absent[-1] + m % 2) // 2
+        rows = _filled(rows, present, jnp.where(first, -jnp.inf, jnp.inf))
     if low == high or even == "lower":
         return order_statistics(rows, [low])[0]
     a, b = order_statistics(rows, [low, high])
     half = jnp.asarray(0.5, rows.dtype)
     # Not (a + b) / 2, which may overflow, and a maximum that changes nothing (a <= b),
     # as XLA would factor the half out again.
-    return a * half + jnp.maximum(a * half, b * half)
+    between = a * half + jnp.maximum(a * half, b * half)
+    if present is None:
+        return between
+    return jnp.where(jnp.sum(present) % 2 == 1, a, between)
+
+
+def _filled(rows, present, fill):
+    """Rows `[m, ...]`, with `fill`, one or one a row, where they are not present."""
+    fill = jnp.broadcast_to(jnp.asarray(fill, rows.dtype), present.shape)
+    if present.shape[0] > NETWORK_LIMIT:
+        return jnp.where(_column(present, rows), rows, _column(fill, rows))
+    # One by one where a network is to follow, as in `take`.
+    filled = zip(present, rows, fill, strict=True)
+    return jnp.stack([jnp.where(*one) for one in filled])
 
 
 def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
@@ -150,32 +178,58 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     )
 
 
-def mark_nearest(distances: jax.Array, count: int) -> jax.Array:
+def as_number(count: int | jax.Array, dtype) -> int | jax.Array:
+    """A count as what goes with arrays of a dtype."""
+    return count if isinstance(count, int) else count.astype(dtype)
+
+
+def mark_nearest(distances: jax.Array, count: int | jax.Array) -> jax.Array:
     """Marks the `count` smallest of `[m]` by 1, the rest by 0; lowest index first."""
-    chosen = jnp.argsort(distances, stable=True)[:count]
-    return jnp.zeros_like(distances).at[chosen].set(1)
+    ordered = jnp.argsort(distances, stable=True)
+    if isinstance(count, int):
+        return jnp.zeros_like(distances).at[ordered[:count]].set(1)
+    marks = jnp.arange(distances.shape[0]) < count
+    return jnp.zeros_like(distances).at[ordered].set(marks.astype(distances.dtype))
 
 
-def nearest_mean(rows: jax.Array, center: jax.Array, count: int) -> jax.Array:
-    """Per coordinate the mean of the `count` values nearest `center`.
+def nearest_shares(distances: jax.Array, count: int | jax.Array) -> jax.Array:
+    """Weights [m] of the mean of the `count` nearest, as `mark_nearest` marks them."""
+    return mark_nearest(distances, count) / as_number(count, distances.dtype)
 
-    Of values equally far the lowest rows are taken, exactly `count` in all. For rows
-    and a centre that are `summable`.
+
+def nearest_mean(
+    rows: jax.Array,
+    center: jax.Array,
+    dropped: int,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    """Per coordinate the mean of all values but the `dropped` farthest from `center`.
+
+    Of values equally far the lowest rows are taken, exactly m − `dropped` in all. For
+    rows and a centre that are `summable`.
 
     Args:
       rows: `[m, ...]`, floating point.
       center: `[...]`.
-      count: how many values to keep, 1 <= count <= m.
+      dropped: how many values to leave out, less than there are.
+      present: which rows `[m]` there are.
     """
     m = rows.shape[0]
     if m > NETWORK_LIMIT:
-        return _nearest_of_many(rows, center, count)
+        return _nearest_of_many(rows, center, dropped, present)
     distances = [_gap(rows[i], center) for i in range(m)]
-    # The nearest are neighbours in order, so of every `count`-th value in order they
-    # hold one, the nearest of these. The farthest of them is the threshold.
-    gaps = [_gap(value, center) for value in order_statistics(rows, range(m))]
-    chosen = [functools.reduce(smaller, gaps[i::count]) for i in range(count)]
-    threshold = functools.reduce(larger, chosen)
+    count = m - dropped
+    if present is None:
+        # The nearest are neighbours in order, so of every `count`-th value in order
+        # they hold one, the nearest of these. The farthest of them is the threshold.
+        gaps = [_gap(value, center) for value in order_statistics(rows, range(m))]
+        chosen = [functools.reduce(smaller, gaps[i::count]) for i in range(count)]
+        threshold = functools.reduce(larger, chosen)
+    else:
+        gaps = _filled(jnp.stack(distances), present, -jnp.inf)
+        (threshold,) = order_statistics(gaps, [count - 1])
+        distances = list(_filled(jnp.stack(distances), present, jnp.nan))
+        count = as_number(jnp.sum(present) - dropped, rows.dtype)
     one, zero = jnp.ones_like(threshold), jnp.zeros_like(threshold)
 
     def count_closer(closer, distance):
@@ -198,10 +252,17 @@ def _gap(rows, center):
     return nan_last(jnp.abs(rows - center))
 
 
-def _nearest_of_many(rows, center, count):
+def _nearest_of_many(rows, center, dropped, present):
     """`nearest_mean` in a program that does not grow with the rows."""
     distances = _gap(rows, center[None])
-    (threshold,) = order_statistics(distances, [count - 1])
+    count = rows.shape[0] - dropped
+    if present is None:
+        (threshold,) = order_statistics(distances, [count - 1])
+    else:
+        gaps = _filled(distances, present, -jnp.inf)
+        (threshold,) = order_statistics(gaps, [count - 1])
+        distances = _filled(distances, present, jnp.nan)  # Not compared.
+        count = as_number(jnp.sum(present) - dropped, rows.dtype)
 
     def number(chosen):
         return sum_of_rows(chosen.astype(rows.dtype))
@@ -220,23 +281,41 @@ def _nearest_of_many(rows, center, count):
     return lax.cond(exactly, lambda: mean(near), lowest)
 
 
-def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
+def trimmed_mean(
+    rows: jax.Array, trim: int, present: jax.Array | None = None
+) -> jax.Array:
     """The mean along axis 0 of all but the `trim` smallest and `trim` largest.
 
     For rows that are `summable`.
     """
     m = rows.shape[0]
-    if m <= NETWORK_LIMIT:
+    count = m - 2 * trim
+    if present is not None:
+        fewer = jnp.sum(present) - 2 * trim
+        last = _filled(rows, present, jnp.inf)
+        if m <= NETWORK_LIMIT:
+            kept = order_statistics(last, range(trim, m - trim))
+            kept = [jnp.where(i < fewer, one, 0) for i, one in enumerate(kept)]
+            return row_sum(kept) / fewer.astype(rows.dtype)
+        (low,) = order_statistics(last, [trim])
+        first = _filled(rows, present, -jnp.inf)
+        (high,) = order_statistics(first, [m - trim - 1])
+        count = fewer.astype(rows.dtype)
+    elif m <= NETWORK_LIMIT:
         kept = order_statistics(rows, range(trim, m - trim))
         return row_sum(kept) / len(kept)
-    low, high = order_statistics(rows, [trim, m - trim - 1])
+    else:
+        low, high = order_statistics(rows, [trim, m - trim - 1])
     # What is gone counts as `low` or `high`, `trim` times each, and is taken off again:
     # as distances from that of their range which is nearest to zero, so that little is.
     near = lax.stop_gradient(larger(smaller(jnp.zeros_like(low), high), low))
     below = jnp.where(rows < high[None], rows, high[None])  # NaN is `high`.
     inside = jnp.where(below > low[None], below, low[None])
-    total = sum_of_rows(inside - near[None])
-    rest = (total - trim * ((low - near) + (high - near))) / (m - 2 * trim)
+    beyond = inside - near[None]
+    if present is not None:
+        beyond = _filled(beyond, present, 0)
+    total = sum_of_rows(beyond)
+    rest = (total - trim * ((low - near) + (high - near))) / count
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     return jnp.where(finite, near + rest, low + high)
 
@@ -251,11 +330,20 @@ def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(reached > half, values, far), axis=0)
 
 
-def weighted_trimmed_mean(rows: jax.Array, weights: jax.Array, trim: int) -> jax.Array:
-    """The mean of the weight left when `trim` of m parts of it are cut at each end."""
+def weighted_trimmed_mean(
+    rows: jax.Array,
+    weights: jax.Array,
+    trim: int,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    """The mean of the weight left when `trim` of m parts of it are cut at each end.
+
+    Of n parts where n rows are present; the weights of others are zero.
+    """
     m = rows.shape[0]
+    parts = m if present is None else as_number(jnp.sum(present), rows.dtype)
     total = jnp.sum(weights)
-    low = total * trim / m
+    low = total * trim / parts
     high = total - low
     end = _weight_up_to(rows, weights, break_ties=True)
     start = end - _column(weights, rows)

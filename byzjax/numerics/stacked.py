@@ -5,7 +5,7 @@ Rules that weigh whole workers never look at single coordinates. They need the m
 whatever happens in between happens on m×m arrays.
 
 Poison-proof: a row with a non-finite entry is an outlier, and so in a geometry is one
-about 10^18 times as long as most (whose square float32 cannot hold beside theirs). Its
+10^9 times as long as most or more (so that float32 cannot hold both squares). Its
 distances are +inf, and a weighted sum *selects* before it multiplies, since 0·inf is
 NaN. Lengths are right wherever they are floats, though their squares may not be.
 """
@@ -66,31 +66,40 @@ _MOST_IN_PARTS = 32  # Rows whose reduction is compiled for each part of a block
 _GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
 
 
-def geometry(updates: base.Tree, *, origin: base.Tree | None = None) -> Geometry:
+def geometry(
+    updates: base.Tree,
+    *,
+    origin: base.Tree | None = None,
+    present: jax.Array | None = None,
+) -> Geometry:
     """Reads the geometry of a stack, in one pass over it in the ordinary case.
 
     The rows are centred on one in their midst. Only what an attacker or a broken worker
     sends may ask for more passes, two at most: a centre that turns out to lie far from
-    the majority, or rows far from any centre. And where most rows are longer than 10^16
+    the majority, or rows far from any centre. And where most rows are longer than 10^9
     or shorter than 10^-10, two more are made in a unit of their size.
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.
       origin: tree `[...]` that `norms` are measured from; zero when None.
+      present: which rows `[m]` are workers, all when None. The others are not finite
+        in the geometry, and no majority is made of them.
     """
     checks.num_workers(updates)
     rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
     origins = None if origin is None else [x.ravel() for x in jax.tree.leaves(origin)]
-    gram, squares, distances, from_center, unit = centered_gram(rows, origins)
-    return masked(gram, squares, distances, from_center < LARGEST_SQUARE, unit)
+    found = centered_gram(rows, origins, present)
+    gram, squares, distances, from_center, unit = found
+    near = from_center < LARGEST_SQUARE
+    return masked(gram, squares, distances, near, unit, present)
 
 
-def norms(updates: base.Tree) -> Geometry:
+def norms(updates: base.Tree, present: jax.Array | None = None) -> Geometry:
     """A geometry of norms alone: `gram` and `squared_distances` are empty `[0, 0]`."""
-    lengths = distances_to_tree(updates, None)
+    lengths = distances_to_tree(updates, None, present)
     nothing = jnp.zeros((0, 0), lengths.dtype)
-    unit = power_of_two(_range.middle(lengths))
-    return Geometry(nothing, jnp.isfinite(lengths), lengths, nothing, unit)
+    unit = power_of_two(_range.middle(lengths, present))
+    return Geometry(nothing, jnp.isfinite(lengths), lengths, nothing, unit, present)
 
 
 def along_workers(
@@ -200,6 +209,7 @@ def mix(
     finite: jax.Array,
     *,
     sizes: Sequence[int] | None = None,
+    fewer: bool = False,
     reduce: Callable[[jax.Array], jax.Array] | None = None,
 ) -> base.Tree:
     """The stack y = `matrix` x of n rows, or `reduce` of it, which is then not formed.
@@ -215,11 +225,13 @@ def mix(
       matrix: `[n, m]`.
       finite: `[n]`, from `mixed_finite`; the other rows become NaN.
       sizes: if every row of `matrix` is the mean of some rows of x, of how many.
+      fewer: whether they may be of fewer, as `matrix` says.
       reduce: `[n, b]` → `[b]`, column by column.
     """
     n = matrix.shape[0]
     few = tuple(sizes) if sizes and sum(sizes) <= _MOST_TERMS else None
     members = jnp.argsort(matrix == 0, axis=1, stable=True)
+    counts = jnp.sum(matrix != 0, axis=1) if fewer else None
 
     def finished(mixed):
         return mixed if reduce is None else reduce(mixed)[None]
@@ -230,7 +242,7 @@ def mix(
     def of_leaf(x):
         flat = flat_rows(x)
         if few is not None:
-            out = finished(_means(few, flat, members, finite))
+            out = finished(_means(few, flat, members, finite, counts))
         else:
             rows = n if reduce is None else 1
             out = _columns.map_columns(of_block, rows, flat, matrix, finite)
@@ -249,10 +261,11 @@ def mix(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _means(sizes, x, members, finite):
+def _means(sizes, x, members, finite, counts):
     """Means `[n, b]` of the rows that `members` `[n, ...]` lists, `sizes` of them.
 
-    Read row by row: what reduces them fuses with them into one pass.
+    Of the first `counts` `[n]` of these, if given, and zeros where it is none. Read row
+    by row: what reduces them fuses with them into one pass.
     """
     x = x.astype(accumulator_dtype(x.dtype))
     # Sums of finite rows are finite over a power of two. It is no constant: XLA would
@@ -262,7 +275,12 @@ def _means(sizes, x, members, finite):
 
     def mean(i):
         rows = order.take(x, members[i, : sizes[i]])
-        return row_sum([row * shares[i] for row in rows]) / sizes[i] * unit
+        terms = [row * shares[i] for row in rows]
+        if counts is None:
+            return row_sum(terms) / sizes[i] * unit
+        # A select of rows, for one that is not listed may be infinite.
+        terms = [jnp.where(j < counts[i], term, 0) for j, term in enumerate(terms)]
+        return row_sum(terms) / jnp.maximum(counts[i], 1).astype(x.dtype) * unit
 
     return jnp.stack([mean(i) for i in range(len(sizes))])
 
@@ -270,14 +288,15 @@ def _means(sizes, x, members, finite):
 @_means.defjvp
 def _means_jvp(sizes, primals, tangents):
     # A product: backwards, a sum of so many single rows would be slow.
-    x, members, finite = primals
+    x, members, finite, counts = primals
     moved = tangents[0].astype(accumulator_dtype(x.dtype))
-    listed = np.arange(members.shape[1]) < np.asarray(sizes)[:, None]
+    number = np.asarray(sizes) if counts is None else counts
+    listed = np.arange(members.shape[1]) < number[:, None]
     hits = members[:, :, None] == np.arange(x.shape[0])[None, None]
     matrix = jnp.any(hits & listed[:, :, None], axis=1).astype(moved.dtype)
     matrix = jnp.where(finite[:, None], matrix, 0)
-    matrix = matrix / np.asarray(sizes, moved.dtype)[:, None]
-    return _means(sizes, x, members, finite), product(matrix, moved.T)
+    matrix = matrix / np.maximum(number, 1).astype(moved.dtype)[:, None]
+    return _means(sizes, x, members, finite, counts), product(matrix, moved.T)
 
 
 def _mixed(x, matrix, finite):

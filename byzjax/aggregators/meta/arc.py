@@ -45,9 +45,9 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
     f = checks.count("arc", num_byzantine=num_byzantine)
 
     def factors(geometry):
-        m = geometry.num_workers
+        n = geometry.num_present
         # In integers: the floor of the floating-point product may be one too low.
-        k = 2 * f * (m - f) // m
-        return geometry.clip_factors(jnp.sort(geometry.norms)[m - k - 1])
+        k = 2 * f * (n - f) // n
+        return geometry.clip_factors(jnp.sort(geometry.norms)[n - k - 1])
 
     return lift.prescaled("arc", rule, factors, check=checks.minority("arc", f))

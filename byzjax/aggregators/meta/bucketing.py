@@ -61,14 +61,22 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
     def matrix(geometry, key):
         m = geometry.num_workers
         order = jax.random.permutation(key, m)
+        if geometry.present is not None:  # The absent are in no bucket, or the last.
+            order = order[jnp.argsort(~geometry.present[order], stable=True)]
         bucket = (
             jnp.zeros((m,), jnp.int32)
             .at[order]
             .set(jnp.arange(m, dtype=jnp.int32) // s)
         )
-        member = bucket[None, :] == jnp.arange(-(-m // s), dtype=jnp.int32)[:, None]
+        member = bucket[None, :] == jnp.arange(count(m), dtype=jnp.int32)[:, None]
+        if geometry.present is not None:
+            member &= geometry.present[None, :]
         member = member.astype(geometry.norms.dtype)
-        return member / jnp.sum(member, axis=1, keepdims=True)
+        size = jnp.sum(member, axis=1, keepdims=True)
+        return member / (size if geometry.present is None else jnp.maximum(size, 1))
+
+    def count(m):
+        return -(-m // s)
 
     def sizes(m):
         return [min(s, m - first) for first in range(0, m, s)]
@@ -78,6 +86,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
         rule,
         matrix,
         check=check,
+        count=count,
         sizes=sizes,
         random=True,
         distances=False,

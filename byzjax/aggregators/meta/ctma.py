@@ -57,24 +57,28 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
     """
     base.check_aggregator("ctma", rule)
     f = checks.count("ctma", num_byzantine=num_byzantine)
-    check = checks.minority("ctma", f)
     checks.word("ctma", ("lowest", "all"), ties=ties)
 
-    def trim(distances, weights):
-        m = distances.shape[0]
+    def check(m):
+        checks.minority("ctma", f)(m)
+        rule.check(m)
+
+    def trim(distances, weights, n):
         if ties == "all":
             if weights is not None:
                 raise ValueError(
                     'ctma needs ties="lowest" with weights, got ties="all"'
                 )
-            farthest = jnp.sort(distances)[m - f - 1]
-            return jnp.where(distances <= farthest, 1 / (m - f), 0)
+            farthest = jnp.sort(distances)[n - f - 1]
+            share = 1 / order.as_number(n - f, distances.dtype)
+            return jnp.where(distances <= farthest, share, 0)
         if weights is None:
-            return order.mark_nearest(distances, m - f) / (m - f)
+            return order.nearest_shares(distances, n - f)
         by_distance = jnp.argsort(distances, stable=True)
         ordered = weights[by_distance]
         total = jnp.sum(ordered)
-        inside = total * (m - f) / m - jnp.cumsum(ordered)
+        left, whole = (order.as_number(x, total.dtype) for x in (n - f, n))
+        inside = total * left / whole - jnp.cumsum(ordered)
         kept = jnp.minimum(inside + ordered, ordered)
         kept = order.without_slivers(kept, inside, total)
         return jnp.zeros_like(kept).at[by_distance].set(kept / jnp.sum(kept))
@@ -85,24 +89,29 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         base_weigh = rule.weigh
 
         def weigh(geometry, /, *, key=None, weights=None):
-            m = geometry.num_workers
-            check(m)
-            weights = lift.check_weights("ctma", weights, m)
+            m, n, present = (
+                geometry.num_workers,
+                geometry.num_present,
+                geometry.present,
+            )
+            weights = lift.check_weights("ctma", weights, m, present)
             center = base_weigh(geometry, key=key, weights=weights)
             center = jnp.where(geometry.finite, center, 0)
-            return trim(geometry.squared_distances_to(center), weights)
+            return trim(geometry.squared_distances_to(center), weights, n)
 
-        return lift.from_weigh(weigh, keeps=keeps)
+        return lift.from_weigh(weigh, check=check, keeps=keeps)
 
-    def update(updates, state, params=None, *, weights=None, **extra):
+    def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        check(m)
+        n = m if present is None else jnp.sum(present)
         at_most = keeps(m) if keeps and weights is None else None
-        weights = lift.check_weights("ctma", weights, m)
-        center, state = rule.update(updates, state, params, weights=weights, **extra)
-        distances = stacked.distances_to_tree(updates, center)
-        shares = jnp.where(jnp.isfinite(distances), trim(distances, weights), 0)
+        weights = lift.check_weights("ctma", weights, m, present)
+        center, state = rule.inside(
+            updates, state, params, weights=weights, present=present, **extra
+        )
+        distances = stacked.distances_to_tree(updates, center, present)
+        shares = jnp.where(jnp.isfinite(distances), trim(distances, weights, n), 0)
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
     update = lift.equal_weights_are_none(update)
-    return Aggregator(rule.init, update, takes=rule.takes)
+    return Aggregator(rule.init, update, check=check, takes=rule.takes)

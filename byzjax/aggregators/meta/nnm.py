@@ -50,11 +50,11 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
     f = checks.count("nnm", num_byzantine=num_byzantine)
 
     def matrix(geometry):
-        m = geometry.num_workers
+        m, n = geometry.num_workers, geometry.num_present
         # Itself always included: a row that is not finite stays so when mixed.
         itself = np.eye(m, dtype=bool)
         distances = jnp.where(itself, -1, geometry.squared_distances)
-        return jax.vmap(lambda row: order.mark_nearest(row, m - f))(distances) / (m - f)
+        return jax.vmap(lambda row: order.nearest_shares(row, n - f))(distances)
 
     return lift.premixed(
         "nnm",

@@ -53,9 +53,9 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
     def update(updates, state, params=None, **extra):
         extra.pop("key", None)
         key, subkey = jax.random.split(state.key)
-        out, inner = rule.update(
+        out, inner = rule.inside(
             updates, state.inner_state, params, key=subkey, **extra
         )
         return out, WithKeyState(key, inner)
 
-    return Aggregator(init, update, takes=rule.takes)
+    return Aggregator(init, update, check=rule.check, takes=rule.takes)
