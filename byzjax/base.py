@@ -71,8 +71,9 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
       distances: whether `weigh` reads more of the geometry than norms.
       reduce: for rules that act on every coordinate by itself and keep no state, the
-        function of rows `[m, n]`, perhaps with `present=` `[m]` → `[n]`; else None. Meta-rules that mix the rows give
-        it the mixed ones, at once or in blocks, and never form their stack.
+        function of rows `[m, n]`, perhaps with `present=` `[m]`, → `[n]`; else None.
+        Meta-rules that mix the rows give it the mixed ones, at once or in blocks, and
+        never form their stack.
       by_rank: whether `reduce` is a mean of the sorted values with weights of their
         ranks alone, as the median; derivatives then need no more than the ranks.
       takes: names of the extra arguments that the rule or its base reads.

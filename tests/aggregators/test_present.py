@@ -62,9 +62,7 @@ def test_an_absent_row_is_no_row(rule):
     rows[2] = 1e6
     for which, gone in GONE.items():
         trusted = M if rule.honest_row is None else rule.honest_row(M - 2)
-        if any(
-            k <= trusted < M for k in gone
-        ):  # It would be another row of those left.
+        if any(k <= trusted < M for k in gone):  # Of those left it is another row.
             continue
         present = ~np.isin(np.arange(M), gone)
         want = unmasked(rule.name)(jnp.asarray(rows[present]))
