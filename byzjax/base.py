@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byzjax import checks
+from byzjax import checks, eager
 from byzjax.written import Written
 
 Tree = Any  # A pytree of arrays.
@@ -99,7 +99,12 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     ):
         def on_arrays(updates, state, params=None, **extra):
             checks.stacked(updates, params)
-            return update(as_arrays(updates), state, params, **extra)
+            updates = as_arrays(updates)
+            call = self.named("update")
+            if not eager.may_run(call, (updates, state, params, extra)):
+                return update(updates, state, params, **extra)
+            extra = as_floats(extra)
+            return eager.run(call, update, updates, state, params, **extra)
 
         self = super().__new__(cls, init, on_arrays)
         self.weigh = weigh
@@ -136,8 +141,16 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         checks.extras("aggregate", extra, self.takes | {"key", "weights"})
         checks.stacked(updates)
+        updates = as_arrays(updates)
+        extra = {"key": key, "weights": weights, **extra}
+        call = self.named("aggregate")
+        if not eager.may_run(call, (updates, extra)):
+            return self._from_fresh_state(updates, **extra)
+        return eager.run(call, self._from_fresh_state, updates, **as_floats(extra))
+
+    def _from_fresh_state(self, updates, **extra):
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
-        return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
+        return self.update(updates, state, None, **extra)[0]
 
 
 def keywords(function: Callable[..., Any]) -> frozenset[str]:
@@ -160,6 +173,30 @@ def as_arrays(tree: Tree) -> Tree:
             return jnp.asarray(leaf)
 
     return jax.tree.map(of_leaf, tree)
+
+
+def as_floats(extra):
+    """Extra arguments of NumPy or Python as JAX's, in the dtypes that rules read.
+
+    Weights as floats, as 2**40 samples fit no int32; other floats as `as_arrays`.
+    """
+
+    def of_leaf(leaf):
+        floating = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+        return as_arrays(leaf) if floating else leaf
+
+    others = {name: value for name, value in extra.items() if name != "weights"}
+    others = jax.tree.map(of_leaf, others)
+    if "weights" not in extra:
+        return others
+    weights = extra["weights"]
+    if weights is None or isinstance(weights, jax.Array):
+        return {"weights": weights, **others}
+    given = np.asarray(weights)
+    if given.dtype.kind in "iuf":
+        with np.errstate(over="ignore"):
+            given = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
+    return {"weights": given, **others}
 
 
 def stack_rows(first: Tree, second: Tree, owner: str, what: str) -> Tree:
