@@ -57,7 +57,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       weigh: see below.
       distances: see below.
       reduce: see below.
-      by_rank: see below.
       takes: extra arguments that `update` passes on without naming them.
 
     Attributes:
@@ -70,8 +69,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       reduce: for rules that act on every coordinate by itself and keep no state, the
         function of rows `[m, n]` → `[n]`; else None. Meta-rules that mix the rows give
         it the mixed ones, at once or in blocks, and never form their stack.
-      by_rank: whether `reduce` is a mean of the sorted values with weights of their
-        ranks alone, as the median; derivatives then need no more than the ranks.
       takes: names of the extra arguments that the rule or its base reads.
 
     Raises:
@@ -83,7 +80,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     weigh: Weigh | None
     distances: bool
     reduce: Callable[[jax.Array], jax.Array] | None
-    by_rank: bool
     takes: frozenset[str]
 
     def __new__(
@@ -94,7 +90,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[[jax.Array], jax.Array] | None = None,
-        by_rank: bool = False,
         takes: Collection[str] = (),
     ):
         def on_arrays(updates, state, params=None, **extra):
@@ -110,7 +105,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
-        self.by_rank = by_rank
         self.takes = keywords(update) | frozenset(takes)
         return self
 

@@ -136,7 +136,7 @@ def _identity(value: Any) -> Hashable | None:
         form = type(value), str(value.dtype), value.shape
         weak = getattr(value, "weak_type", False)
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
+            value = _key_data(value)
         return *form, weak, np.asarray(value).tobytes()
     return None
 
@@ -168,8 +168,17 @@ def _shown_array(value: Any) -> str:
 
 
 def _shown_key(key: jax.Array) -> str:
-    seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
-    same = key.shape == () and key.dtype == jax.random.key(0).dtype
-    if same and bool(jnp.all(jax.random.key(seed) == key)):
+    data = _key_data(key)
+    seed = int(data.ravel()[-1])
+    with jax.ensure_compile_time_eval():
+        known = jax.random.key(seed)
+    same = key.shape == () and key.dtype == known.dtype
+    if same and np.array_equal(_key_data(known), data):
         return f"jax.random.key({seed})"
     return f"<{key.dtype}{list(key.shape)}>"
+
+
+def _key_data(key: jax.Array) -> np.ndarray:
+    """The words of a key that is known, in a trace as well."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.random.key_data(key))

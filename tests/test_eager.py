@@ -107,8 +107,11 @@ def test_rules_that_differ_share_nothing(calls):
 def test_inside_of_a_trace_nothing_is_asked(calls, monkeypatch):
     rows = jnp.asarray(ROWS)
 
+    keyed = byzjax.with_key(byzjax.mean(), jax.random.key(3))
+
     def programs():
         # Of rows that are traced, and of known ones in a trace.
+        yield str(jax.make_jaxpr(lambda: keyed.aggregate(rows))())
         yield str(jax.make_jaxpr(RULE.aggregate)(rows))
         yield str(jax.make_jaxpr(lambda: RULE.aggregate(rows))())
         yield str(jax.make_jaxpr(jax.grad(lambda x: RULE.aggregate(x)[0]))(rows))

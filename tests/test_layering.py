@@ -32,7 +32,8 @@ LAYERS = [
         "byzjax.numerics._columns",
         "byzjax.numerics._range",
     ],
-    ["byzjax.numerics.order", "byzjax.numerics._pairs*"],
+    ["byzjax.numerics._ranks", "byzjax.numerics._pairs*"],
+    ["byzjax.numerics.order"],
     ["byzjax.numerics._gram"],
     ["byzjax.numerics._geometry"],
     ["byzjax.numerics._lengths"],
@@ -42,6 +43,7 @@ LAYERS = [
         "byzjax.aggregators.newton",
         "byzjax.aggregators.subsets",
         "byzjax.attacks.lift",
+        "byzjax.shares",
     ],
     [
         "byzjax.aggregators*",

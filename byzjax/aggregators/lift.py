@@ -99,7 +99,6 @@ def coordinatewise(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
-    by_rank: bool = False,
 ) -> Aggregator:
     """Lifts a function of one leaf to an aggregator.
 
@@ -109,8 +108,6 @@ def coordinatewise(
         a second argument when the rule is weighted and weights are given.
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
-      by_rank: whether `reduce`, without weights, is a mean of the sorted values with
-        weights of their ranks alone.
     """
 
     def update(updates, state, params=None, *, weights=None, **extra):
@@ -130,9 +127,7 @@ def coordinatewise(
 
     if weighted:
         update = equal_weights_are_none(update)
-    return Aggregator(
-        optax.init_empty_state, update, reduce=checked_reduce, by_rank=by_rank
-    )
+    return Aggregator(optax.init_empty_state, update, reduce=checked_reduce)
 
 
 def geometric(

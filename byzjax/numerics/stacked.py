@@ -166,16 +166,34 @@ def weighted_sum(
 
         return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
 
+    @jax.custom_jvp
+    def summed(x, w):
+        many = len(rows) > order.NETWORK_LIMIT
+        return of_groups(x, w) if many else of_rows(x, w, rows)
+
+    @summed.defjvp
+    def summed_jvp(primals, tangents):
+        # As products: backwards, a sum of single rows would be one of as many stacks.
+        (x, w), (moved, lighter) = primals, tangents
+        flat = [flat_rows(jnp.where(_beside(w, y) != 0, y, 0)) for y in (x, moved)]
+        still, moved = (y.astype(w.dtype) for y in flat)
+        change = product(w, moved.T) + product(lighter, still.T)
+        return summed(x, w), change.reshape(x.shape[1:])
+
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))
-        many = len(rows) > order.NETWORK_LIMIT
-        out = of_groups(x, w) if many else of_rows(x, w, rows)
+        out = summed(x, w)
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
         return out.astype(x.dtype)
 
     others = () if origin is None else (origin,)
     return _columns.map_bundles(of_leaf, updates, *others)
+
+
+def _beside(weights, rows):
+    """Weights `[m]` shaped to go with `[m, ...]`."""
+    return weights.reshape((-1,) + (1,) * (rows.ndim - 1))
 
 
 def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
@@ -187,7 +205,7 @@ def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
     """
 
     def of_leaf(x):
-        kept = factors.reshape((-1,) + (1,) * (x.ndim - 1))
+        kept = _beside(factors, x)
         wide = x.astype(accumulator_dtype(x.dtype))
         return jnp.where(kept != 0, wide * kept.astype(wide.dtype), 0).astype(x.dtype)
 
