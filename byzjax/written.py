@@ -178,7 +178,7 @@ def _shown_key(key: jax.Array) -> str:
     return f"<{key.dtype}{list(key.shape)}>"
 
 
-def _key_data(key: jax.Array) -> np.ndarray:
+def _key_data(key: Any) -> np.ndarray:
     """The words of a key that is known, in a trace as well."""
     with jax.ensure_compile_time_eval():
         return np.asarray(jax.random.key_data(key))

@@ -143,6 +143,19 @@ def test_is_the_influence_of_the_messages(monkeypatch):
         np.testing.assert_allclose(metrics[1].influence, wanted, atol=1e-6)
 
 
+def test_of_a_rule_that_is_chosen_in_the_program():
+    rules = byzjax.krum(F), byzjax.ctma(byzjax.mean(), F), byzjax.trimmed_mean(F)
+
+    def update(updates, number, params=None, **extra):
+        branches = [rule.aggregate for rule in rules]
+        return jax.lax.switch(number, branches, updates), number
+
+    chosen = byzjax.Aggregator(lambda params: jnp.int32(1), update)
+    got = scanned(make(aggregator=chosen, report_workers=True))[1].workers
+    wanted = scanned(make(aggregator=rules[1], report_workers=True))[1].workers
+    close(got, wanted)
+
+
 def test_over_seeds():
     trainer = make(attack=byzjax.attacks.gaussian(3.0), report_workers=True)
     keys = jnp.stack([KEYS[0], KEYS[1]])
