@@ -39,7 +39,9 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     weights=None, **extra)` takes stacked updates. `aggregate` is the short form for
     use outside a chain; `jax.jit(rule.aggregate)` works.
 
-    One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`.
+    One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`. Without jit
+    such a one is compiled at its first call, and the next ones of equal shapes run that
+    program; what is made of functions of your own runs operation by operation.
 
     In a chain every link is given all extra arguments and ignores those of others;
     `aggregate` refuses what nothing in the rule takes. What a rule takes are the names
