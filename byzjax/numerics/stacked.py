@@ -144,8 +144,8 @@ def weighted_sum(
         `order.NETWORK_LIMIT`, the other rows are not read from memory either.
     """
     m = weights.shape[0]
-    few = at_most if at_most is not None and at_most < m else None
-    first = jnp.arange(m) if few is None else jnp.argsort(weights == 0, stable=True)
+    few = at_most if at_most is not None and 0 < at_most < m else None
+    first = jnp.argsort(weights == 0, stable=True) if few else np.zeros(0, np.int32)
 
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))
