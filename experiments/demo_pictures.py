@@ -100,9 +100,12 @@ def trust(influences, workers: tuple[int, int], path: pathlib.Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("step")
     figure.suptitle("Whom the rule trusts: each worker's influence, step by step")
-    figure.tight_layout(rect=(0, 0, 0.92, 0.98))
+    right = 1 - 1 / size[0]  # An inch for the bar.
+    figure.tight_layout(rect=(0, 0, right, 0.98))
     colors = matplotlib.cm.ScalarMappable(norm, "magma")
-    bar = figure.colorbar(colors, cax=figure.add_axes((0.935, 0.2, 0.012, 0.6)))
+    bar = figure.colorbar(
+        colors, cax=figure.add_axes((right + 0.15 / size[0], 0.2, 0.15 / size[0], 0.6))
+    )
     bar.set_ticks([0, 1 / m, 2 / m], labels=["0", "1/m", "≥ 2/m"])
     figure.savefig(path, dpi=150)
     plt.close(figure)
