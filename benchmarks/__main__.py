@@ -17,7 +17,7 @@ import jax
 
 from benchmarks import report, rules, step, timing
 
-PARTS = ("rules", "scaling", "trees", "step", "sweep")
+PARTS = ("rules", "scaling", "trees", "step", "report", "sweep")
 Records = Iterator[dict[str, Any]]
 
 
@@ -52,12 +52,20 @@ def _step(arguments: argparse.Namespace) -> Records:
     yield from step.measure(rounds=arguments.rounds)
 
 
+def _report(arguments: argparse.Namespace) -> Records:
+    names = ["median"] if arguments.quick else list(step.REPORTED)
+    for name in names:
+        yield step.measure_report(name, rounds=arguments.rounds)
+
+
 def _sweep(arguments: argparse.Namespace) -> Records:
     for runs in (2,) if arguments.quick else (2, 4, 8):
         yield step.measure_sweep(runs, rounds=arguments.rounds)
 
 
-MEASURES = dict(zip(PARTS, (_rules, _scaling, _trees, _step, _sweep), strict=True))
+MEASURES = dict(
+    zip(PARTS, (_rules, _scaling, _trees, _step, _report, _sweep), strict=True)
+)
 
 
 def main() -> None:

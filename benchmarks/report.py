@@ -169,11 +169,27 @@ def sweep_table(records: list[dict[str, Any]]) -> str:
     return table("A sweep as one program", header, rows)
 
 
+def report_table(records: list[dict[str, Any]]) -> str:
+    header = ("rule", "step ms", "with report_workers ms", "ratio", "compile s: both")
+    rows = [
+        (
+            r["rule"],
+            _ms(r["seconds"]),
+            _ms(r["reported"]),
+            f"{r['ratio']:.2f}",
+            f"{r['compile_seconds']:.1f}, {r['compile_reported']:.1f}",
+        )
+        for r in records
+    ]
+    return table("Whom the rule trusted, in the same step", header, rows)
+
+
 TABLES = {
     "rules": rules_table,
     "scaling": rules_table,
     "trees": trees_table,
     "step": step_table,
+    "report": report_table,
     "sweep": sweep_table,
 }
 

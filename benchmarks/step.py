@@ -45,18 +45,32 @@ def on_device(host: tuple[np.ndarray, np.ndarray]) -> dict[str, jax.Array]:
     return dict(zip(("image", "label"), map(jnp.asarray, host), strict=True))
 
 
+AUTHORS = byzjax.ctma(
+    byzjax.geometric_median(smoothing=0.1, num_iterations=3, init="zeros"),
+    NUM_BYZANTINE,
+)
+REPORTED = {
+    "the authors'": AUTHORS,
+    "median": byzjax.median(),
+    "trimmed_mean": byzjax.trimmed_mean(NUM_BYZANTINE),
+    "nnm(median)": byzjax.nnm(byzjax.median(), NUM_BYZANTINE),
+    "krum": byzjax.krum(7),
+}
+
+
 def trainer_for(
     attack: byzjax.Attack,
     chunk: int | None = None,
     loss: Callable[..., Any] = MODEL.loss,
+    rule: byzjax.Aggregator = AUTHORS,
+    report: bool = False,
 ) -> byzjax.Trainer:
     """μ²-SGD with CTMA over the geometric median, the authors' setting."""
-    rule = byzjax.geometric_median(smoothing=0.1, num_iterations=3, init="zeros")
     return byzjax.trainer(
         loss,
         worker=byzjax.storm(byzjax.authors_beta),
         attack=attack,
-        aggregator=byzjax.ctma(rule, NUM_BYZANTINE),
+        aggregator=rule,
         server=byzjax.anytime(
             optax.sgd(LEARNING_RATE), weight=1.0, mixing=byzjax.authors_mixing
         ),
@@ -65,6 +79,7 @@ def trainer_for(
         max_grad_norm=MAX_NORM,
         has_model_state=True,
         workers_at_once=chunk,
+        report_workers=report,
     )
 
 
@@ -116,6 +131,34 @@ def measure(*, rounds: int) -> list[dict[str, Any]]:
                 record[case.replace(" ", "_")] = spread._asdict()
                 record[case.replace(" ", "_") + "_ratio"] = spread.median / seconds
     return records
+
+
+def measure_report(name: str, *, rounds: int) -> dict[str, Any]:
+    """A step that says whom its rule trusted, in turn with one that does not."""
+    key, batches, chunk = jax.random.key(0), on_device(data()), workers_at_once()
+    steps = {}
+    for report in (False, True):
+        trainer = trainer_for(
+            ATTACKS["little"], chunk, rule=REPORTED[name], report=report
+        )
+        state = initial(trainer, key)
+        steps[report] = timing.compile_for(trainer.step, state, batches, key)
+    spreads = timing.interleaved(
+        {
+            str(report): functools.partial(step.call, state, batches, key)
+            for report, step in steps.items()
+        },
+        rounds=rounds,
+        case_seconds=20,
+    )
+    return {
+        "rule": name,
+        "seconds": spreads["False"]._asdict(),
+        "reported": spreads["True"]._asdict(),
+        "compile_seconds": steps[False].compile_seconds,
+        "compile_reported": steps[True].compile_seconds,
+        "ratio": spreads["True"].median / spreads["False"].median,
+    }
 
 
 def measure_sweep(runs: int, *, rounds: int, steps: int = 3) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from byzjax.attack import Attack
 from byzjax.base import Aggregator
 from byzjax.robustness import influence
 from byzjax.stacking import stack
-from byzjax.training import Metrics, Trainer, TrainState, trainer
+from byzjax.training import Metrics, Trainer, TrainState, WorkerMetrics, trainer
 from byzjax.transforms import (
     anytime,
     authors_beta,
@@ -65,6 +65,7 @@ __all__ = [
     "Metrics",
     "TrainState",
     "Trainer",
+    "WorkerMetrics",
     "aksel",
     "anytime",
     "arc",

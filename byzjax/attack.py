@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, checks
+from byzjax import base, checks, eager
 from byzjax.base import Tree
 from byzjax.written import Written
 
@@ -67,12 +67,21 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
                     "an attack needs num_byzantine < num_workers, got "
                     f"num_byzantine={f} and num_workers={m}"
                 )
-            honest = jax.tree.map(lambda leaf: leaf[: m - f], updates)
-            own = jax.tree.map(lambda leaf: leaf[m - f :], updates)
-            messages, state = checked_forge(
-                honest, own, state, num_byzantine=f, key=key, params=params, **extra
-            )
-            return base.stack_rows(honest, messages, "an attack", "its messages"), state
+
+            def attacked(updates, state, params, key, **extra):
+                honest = jax.tree.map(lambda leaf: leaf[: m - f], updates)
+                own = jax.tree.map(lambda leaf: leaf[m - f :], updates)
+                messages, state = checked_forge(
+                    honest, own, state, num_byzantine=f, key=key, params=params, **extra
+                )
+                owner, what = "an attack", "its messages"
+                return base.stack_rows(honest, messages, owner, what), state
+
+            call = self.named(f"update with {f}")
+            if not eager.may_run(call, (updates, state, params, key, extra)):
+                return attacked(updates, state, params, key, **extra)
+            extra = base.as_floats(extra)
+            return eager.run(call, attacked, updates, state, params, key, **extra)
 
         def checked_forge(honest, own, state, *, num_byzantine, **extra):
             f = _one_of(given, num_byzantine)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, eager
 from byzjax.written import Written
 
 Tree = Any  # A pytree of arrays.
@@ -40,7 +40,9 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     weights=None, present=None, **extra)` takes stacked updates. `aggregate` is the
     short form for use outside a chain; `jax.jit(rule.aggregate)` works.
 
-    One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`.
+    One made by a factory is shown as the call: `ctma(nnm(median(), 3), 3)`. Without jit
+    such a one is compiled at its first call, and the next ones of equal shapes run that
+    program; what is made of functions of your own runs operation by operation.
 
     In a chain every link is given all extra arguments and ignores those of others;
     `aggregate` refuses what nothing in the rule takes. What a rule takes are the names
@@ -59,7 +61,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       weigh: see below.
       distances: see below.
       reduce: see below.
-      by_rank: see below.
       takes: extra arguments that `update` passes on without naming them.
 
     Attributes:
@@ -74,8 +75,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         function of rows `[m, n]`, perhaps with `present=` `[m]`, → `[n]`; else None.
         Meta-rules that mix the rows give it the mixed ones, at once or in blocks, and
         never form their stack.
-      by_rank: whether `reduce` is a mean of the sorted values with weights of their
-        ranks alone, as the median; derivatives then need no more than the ranks.
       takes: names of the extra arguments that the rule or its base reads.
 
     Raises:
@@ -87,7 +86,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     weigh: Weigh | None
     distances: bool
     reduce: Callable[..., jax.Array] | None
-    by_rank: bool
     takes: frozenset[str]
     check: Check
     _update: Callable[..., Any]
@@ -101,32 +99,21 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[..., jax.Array] | None = None,
-        by_rank: bool = False,
         takes: Collection[str] = (),
     ):
         def on_arrays(updates, state, params=None, *, present=None, **extra):
             m = checks.stacked(updates, params)
             updates = as_arrays(updates)
+            call, function = self.named("update"), update
             if present is None:
                 self.check(m)
-                return update(updates, state, params, **extra)
-            known = self._checked_present(present, m)
-            present = jnp.asarray(known)
-
-            def without():
-                return update(updates, state, params, **extra)
-
-            def of_some():
-                found = self.inside(updates, state, params, present=present, **extra)
-                nothing = jax.tree.map(jnp.zeros_like, found[0]), state
-                return kept(self.enough(present), found, nothing)
-
-            # The same bits as without a mask, whose counts are constants.
-            if not self._serves(m):
-                return of_some()
-            if isinstance(known, np.ndarray):
-                return without() if known.all() else of_some()
-            return lax.cond(jnp.all(present), without, of_some)
+            elif (present := self._known_present(present, m)) is not None:
+                extra["present"] = present
+                call, function = self.named("update of some"), self._of_some
+            if not eager.may_run(call, (updates, state, params, extra)):
+                return function(updates, state, params, **extra)
+            extra = as_floats(extra)
+            return eager.run(call, function, updates, state, params, **extra)
 
         self = super().__new__(cls, init, on_arrays)
         self._update = update
@@ -134,7 +121,6 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
-        self.by_rank = by_rank
         self.takes = keywords(update) | frozenset(takes)
         return self
 
@@ -152,23 +138,43 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             )
         return self._update(updates, state, params, present=present, **extra)
 
-    def _checked_present(self, present, m):
-        """A mask of bools [m], and an error if it leaves too few, where that is known.
+    def _of_some(self, updates, state, params=None, *, present, **extra):
+        """`update` of the rows that are present; zeros if these are too few."""
+        m = checks.num_workers(updates)
 
-        If none of 1 to m were enough, it is known of every mask.
+        def of_all():
+            return self._update(updates, state, params, **extra)
+
+        def of_some():
+            found = self.inside(updates, state, params, present=present, **extra)
+            nothing = jax.tree.map(jnp.zeros_like, found[0]), state
+            return kept(self.enough(present), found, nothing)
+
+        if not self._serves(m):
+            return of_some()
+        # The same bits as without a mask, whose counts are constants.
+        return lax.cond(jnp.all(present), of_all, of_some)
+
+    def _known_present(self, present, m):
+        """A mask of bools [m], or None if all are known to be present.
+
+        It is an error if too few are, where that is known: of any mask, if none of 1 to
+        m were enough.
         """
         present = checks.present("update", present, m)
         if not any(self._serves(n) for n in range(1, m + 1)):
             self.check(m)
-        if isinstance(present, np.ndarray):
-            n = int(present.sum())
-            if n == 0:
-                raise ValueError(f"update needs a worker who is present, got 0 of {m}")
-            try:
-                self.check(n)
-            except ValueError as error:
-                raise ValueError(f"{error}, as {m - n} are absent of {m}") from error
-        return present
+        if isinstance(present, jax.core.Tracer):
+            return present
+        n = int(present.sum())
+        if n == 0:
+            raise ValueError(f"update needs a worker who is present, got 0 of {m}")
+        try:
+            self.check(n)
+        except ValueError as error:
+            absent = f", as {m - n} are absent of {m}" if n < m else ""
+            raise ValueError(f"{error}{absent}") from error
+        return None if n == m else jnp.asarray(present)
 
     def _serves(self, num_workers: int) -> bool:
         try:
@@ -221,8 +227,18 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         checks.extras("aggregate", extra, self.takes | {"key", "weights", "present"})
         checks.stacked(updates)
+        updates = as_arrays(updates)
+        if present is not None:
+            m = len(jax.tree.leaves(updates)[0])
+            extra["present"] = self._known_present(present, m)
+        extra = {"key": key, "weights": weights, **extra}
+        call = self.named("aggregate")
+        if not eager.may_run(call, (updates, extra)):
+            return self._from_fresh_state(updates, **extra)
+        return eager.run(call, self._from_fresh_state, updates, **as_floats(extra))
+
+    def _from_fresh_state(self, updates, **extra):
         state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
-        extra = {"key": key, "weights": weights, "present": present, **extra}
         return self.update(updates, state, None, **extra)[0]
 
 
@@ -246,6 +262,30 @@ def as_arrays(tree: Tree) -> Tree:
             return jnp.asarray(leaf)
 
     return jax.tree.map(of_leaf, tree)
+
+
+def as_floats(extra):
+    """Extra arguments of NumPy or Python as JAX's, in the dtypes that rules read.
+
+    Weights as floats, as 2**40 samples fit no int32; other floats as `as_arrays`.
+    """
+
+    def of_leaf(leaf):
+        floating = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+        return as_arrays(leaf) if floating else leaf
+
+    others = {name: value for name, value in extra.items() if name != "weights"}
+    others = jax.tree.map(of_leaf, others)
+    if "weights" not in extra:
+        return others
+    weights = extra["weights"]
+    if weights is None or isinstance(weights, jax.Array):
+        return {"weights": weights, **others}
+    given = np.asarray(weights)
+    if given.dtype.kind in "iuf":
+        with np.errstate(over="ignore"):
+            given = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
+    return {"weights": given, **others}
 
 
 def stack_rows(first: Tree, second: Tree, owner: str, what: str) -> Tree:

@@ -4,11 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from byzjax import base, checks
 from byzjax.base import Aggregator, Tree
+from byzjax.shares import with_shares
 
 
 def influence(
@@ -74,9 +73,6 @@ def influence(
     checks.stacked(updates)
     # Half-precision rows would round the derivative, not only the result.
     wide = jax.tree.map(_widened, base.as_arrays(updates))
-
-    if rule.by_rank and rule.reduce is not None and weights is None and state is None:
-        return _by_rank(rule.reduce, wide)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), wide)
     if state is None:
         state = rule.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one))
@@ -86,58 +82,9 @@ def influence(
 
     def aggregate(rows):
         extras = {"key": key, "weights": weights, **extra}
-        return rule.update(rows, state, None, **extras)[0]
+        return rule.update(rows, state, None, **extras)
 
-    out, pull_back = jax.vjp(aggregate, wide)
-    leaves, structure = jax.tree.flatten(out)
-    # The same signs every time, so that the same question has the same answer.
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    signs = [
-        jax.random.rademacher(k, leaf.shape, leaf.dtype)
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    (pulled,) = pull_back(jax.tree.unflatten(structure, signs))
-    size = sum(leaf.size for leaf in leaves)
-    dtype = jnp.result_type(*leaves)
-    shares = [
-        jnp.sum((x * v[None]).reshape(x.shape[0], -1), axis=1).astype(dtype)
-        for x, v in zip(jax.tree.leaves(pulled), signs, strict=True)
-    ]
-    return jnp.sum(jnp.stack(shares), axis=0) / max(size, 1)
-
-
-def _by_rank(reduce, updates):
-    """For means of sorted values: the weight of a worker's rank in each coordinate.
-
-    What differentiation says, without the program for it: through a network of
-    comparisons of 20 rows XLA:CPU compiles it for a quarter of a minute and more.
-    """
-    rows = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(updates)]
-    m = rows[0].shape[0]
-    # The result for k zeros below m − k ones is the weight of all ranks from k on.
-    steps = np.arange(m)[:, None] >= np.arange(m + 1)[None]
-    above = reduce(jnp.asarray(steps, jnp.result_type(*rows)))
-
-    def share_of(i):
-        return jnp.sum(jnp.stack([share_in(x, i) for x in rows]))
-
-    def share_in(x, i):
-        own = x[i]
-
-        def count(j, counts):
-            less, at_most = counts
-            smaller, equal = x[j] < own, x[j] == own
-            less = less + smaller.astype(less.dtype)
-            return less, at_most + (smaller | equal).astype(less.dtype)
-
-        none = jnp.zeros(own.shape, jnp.int32)
-        less, at_most = lax.fori_loop(0, m, count, (none, none))
-        among = jnp.maximum(at_most - less, 1).astype(above.dtype)
-        weight = (above[less] - above[at_most]) / among
-        return jnp.sum(jnp.where(jnp.isfinite(own), weight, 0)).astype(above.dtype)
-
-    size = sum(x.shape[1] for x in rows)
-    return lax.map(share_of, jnp.arange(m)) / max(size, 1)
+    return with_shares(aggregate, wide)[2]
 
 
 def _widened(leaf):

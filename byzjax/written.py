@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+_FEW = 1024  # Numbers of an array that are compared.
 
 
 class Call:
@@ -42,6 +44,14 @@ class Call:
             shown.append(f"{name}={_shown(value)}" if named else _shown(value))
         return f"{self.name}({', '.join(shown)})"
 
+    @functools.cached_property
+    def identity(self) -> Hashable | None:
+        """The same for calls that make the same; None where that cannot be told."""
+        parts = {k: _identity(v) for k, v in self.bound.arguments.items()}
+        if None in parts.values():
+            return None
+        return self.name, tuple(parts.items())
+
 
 class Written:
     """What is shown as the call that made it, where there was one."""
@@ -50,6 +60,11 @@ class Written:
 
     def __repr__(self) -> str:
         return super().__repr__() if self.written is None else repr(self.written)
+
+    def named(self, method: str) -> Hashable | None:
+        """The same for this method of what does the same; None if that is not known."""
+        identity = None if self.written is None else self.written.identity
+        return None if identity is None else (method, identity)
 
 
 class Link(Written, optax.GradientTransformationExtraArgs):
@@ -106,6 +121,26 @@ def _is_default(value: Any, default: Any) -> bool:
     return plain and type(value) is type(default) and value == default
 
 
+def _identity(value: Any) -> Hashable | None:
+    """What equals that of the same argument only; functions may change, and have none.
+
+    None is no argument's, so that one without makes the whole call one without.
+    """
+    if isinstance(value, Written):
+        return None if value.written is None else value.written.identity
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return type(value), repr(value)  # 0.0, −0.0 and False are equal.
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array | np.ndarray) and value.size <= _FEW:
+        form = type(value), str(value.dtype), value.shape
+        weak = getattr(value, "weak_type", False)
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = _key_data(value)
+        return *form, weak, np.asarray(value).tobytes()
+    return None
+
+
 def _shown(value: Any) -> str:
     """A value as one writes it; in angle brackets what cannot be written in a line."""
     written = getattr(value, "written", None)
@@ -133,8 +168,17 @@ def _shown_array(value: Any) -> str:
 
 
 def _shown_key(key: jax.Array) -> str:
-    seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
-    same = key.shape == () and key.dtype == jax.random.key(0).dtype
-    if same and bool(jnp.all(jax.random.key(seed) == key)):
+    data = _key_data(key)
+    seed = int(data.ravel()[-1])
+    with jax.ensure_compile_time_eval():
+        known = jax.random.key(seed)
+    same = key.shape == () and key.dtype == known.dtype
+    if same and np.array_equal(_key_data(known), data):
         return f"jax.random.key({seed})"
     return f"<{key.dtype}{list(key.shape)}>"
+
+
+def _key_data(key: Any) -> np.ndarray:
+    """The words of a key that is known, in a trace as well."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.random.key_data(key))

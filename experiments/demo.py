@@ -4,6 +4,7 @@
 
 Claim: with almost half of the workers Byzantine the mean collapses under the strong
 attacks, while the right rule still trains; which rule is right depends on the attack.
+And whom does a rule trust, step by step? The second picture shows it.
 Data: scikit-learn's bundled digits (1 797 real images of 8×8), nothing is downloaded.
 """
 
@@ -13,10 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import linen as nn
@@ -32,6 +29,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import byzjax
+from experiments import demo_pictures
 
 NUM_WORKERS = 17
 NUM_BYZANTINE = 8
@@ -104,8 +102,11 @@ def chosen_by_state(rules) -> byzjax.Aggregator:
     return byzjax.Aggregator(lambda params: jnp.int32(0), update)
 
 
-def make_run(model, params, data, attack, poison, worker, server, steps):
-    """start(number of the rule) → state; chunk(state, key) → (state, test accuracy)."""
+def make_run(model, params, data, attack, poison, worker, server, steps, report):
+    """start(number of the rule) → state; chunk(state, key) → state and what came of it.
+
+    That is the test accuracy and, with `report`, each worker's influence [steps, m].
+    """
 
     def loss_fn(params, batch):
         images, labels = batch
@@ -123,6 +124,7 @@ def make_run(model, params, data, attack, poison, worker, server, steps):
         num_workers=NUM_WORKERS,
         num_byzantine=NUM_BYZANTINE,
         max_grad_norm=2.0,
+        report_workers=report,
     )
 
     def step(state, key):
@@ -134,9 +136,11 @@ def make_run(model, params, data, attack, poison, worker, server, steps):
 
     def chunk(state, key):
         keys = jax.random.split(key, steps // NUM_CURVE_POINTS)
-        state, _ = jax.lax.scan(step, state, keys)
+        state, metrics = jax.lax.scan(step, state, keys)
         predicted = jnp.argmax(model.apply(state.params, data.test_images), axis=-1)
-        return state, jnp.mean((predicted == data.test_labels).astype(jnp.float32))
+        accuracy = jnp.mean((predicted == data.test_labels).astype(jnp.float32))
+        of_workers = metrics.workers
+        return state, (accuracy, of_workers and of_workers.influence)
 
     def start(number):
         return trainer.init(params)._replace(aggregator_state=jnp.int32(number))
@@ -144,9 +148,12 @@ def make_run(model, params, data, attack, poison, worker, server, steps):
     return start, jax.jit(chunk, donate_argnums=0)
 
 
-def run_all(steps: int, console: Console) -> dict[tuple[str, str, str], np.ndarray]:
-    """Test accuracy curves, by (optimizer, attack, rule)."""
-    model, data, curves = ConvNet(), load(), {}
+def run_all(steps: int, console: Console):
+    """Test accuracy curves, by (optimizer, attack, rule); influences, by the last two.
+
+    Influences [steps, m] are those with the first of the optimizers.
+    """
+    model, data, curves, influences = ConvNet(), load(), {}, {}
     params = model.init(jax.random.key(0), data.train_images[:1])
     columns = (
         TextColumn("{task.description:<40}"),
@@ -158,21 +165,26 @@ def run_all(steps: int, console: Console) -> dict[tuple[str, str, str], np.ndarr
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=total)
         for optimizer, (worker, server) in OPTIMIZERS.items():
+            report = optimizer == next(iter(OPTIMIZERS))
             for attack_name, (attack, poison) in ATTACKS.items():
                 start, chunk = make_run(
-                    model, params, data, attack, poison, worker, server, steps
+                    *(model, params, data, attack, poison, worker, server, steps),
+                    report,
                 )
                 for number, rule_name in enumerate(RULES):
                     label = f"{optimizer}, {attack_name}, {rule_name}"
                     progress.update(task, description=label)
-                    state, curve = start(number), []
+                    state, curve, trusted = start(number), [], []
                     keys = jax.random.split(jax.random.key(1), NUM_CURVE_POINTS)
                     for key in keys:
-                        state, accuracy = chunk(state, key)
+                        state, (accuracy, influence) = chunk(state, key)
                         curve.append(float(accuracy))
+                        trusted.append(influence)
                         progress.advance(task)
                     curves[optimizer, attack_name, rule_name] = np.array(curve)
-    return curves
+                    if report:
+                        influences[attack_name, rule_name] = np.concatenate(trusted)
+    return curves, influences
 
 
 def print_tables(curves, console: Console) -> None:
@@ -197,46 +209,6 @@ def _shade(accuracy: float) -> str:
     return f"[{color}]{accuracy:.2f}[/{color}]"
 
 
-def plot(curves, steps: int, path: pathlib.Path) -> None:
-    """Accuracy against steps: a row for each optimizer, a column for each attack."""
-    at = np.arange(1, NUM_CURVE_POINTS + 1) * (steps // NUM_CURVE_POINTS)
-    figure, axes = plt.subplots(
-        len(OPTIMIZERS), len(ATTACKS), figsize=(12, 5.6), sharex=True, sharey=True
-    )
-    styles = zip(
-        RULES,
-        ("#999999", "#0072b2", "#e69f00", "#009e73", "#cc3311"),
-        "osD^v",
-        strict=True,
-    )
-    for rule, color, marker in styles:
-        for axis_row, optimizer in zip(axes, OPTIMIZERS, strict=True):
-            for axis, attack in zip(axis_row, ATTACKS, strict=True):
-                curve = curves[optimizer, attack, rule]
-                axis.plot(
-                    at, curve, marker + "-", color=color, ms=3.5, lw=1.4, label=rule
-                )
-    for axis, attack in zip(axes[0], ATTACKS, strict=True):
-        axis.set_title(attack)
-    for axis, optimizer in zip(axes[:, 0], OPTIMIZERS, strict=True):
-        axis.set_ylabel(f"{optimizer}\ntest accuracy")
-    for axis in axes.flat:
-        axis.set_ylim(0, 1)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    figure.suptitle(
-        f"Digits, {NUM_WORKERS} workers, {NUM_BYZANTINE} Byzantine: "
-        "one rule's triumph is another's failure"
-    )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(RULES), frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main() -> None:
     """Runs the demo from the command line."""
     parser = argparse.ArgumentParser(
@@ -252,10 +224,13 @@ def main() -> None:
     if not arguments.out.parent.is_dir():
         parser.error(f"--out needs a file in an existing folder, got {arguments.out}")
     console = Console()
-    curves = run_all(arguments.steps, console)
+    curves, influences = run_all(arguments.steps, console)
     print_tables(curves, console)
-    plot(curves, arguments.steps, arguments.out)
-    console.print(f"Curves drawn in {arguments.out}")
+    workers = NUM_WORKERS, NUM_BYZANTINE
+    demo_pictures.accuracy(curves, arguments.steps, workers, arguments.out)
+    trust = arguments.out.with_stem(f"{arguments.out.stem}_trust")
+    demo_pictures.trust(influences, workers, trust)
+    console.print(f"Curves drawn in {arguments.out}, whom the rules trusted in {trust}")
 
 
 if __name__ == "__main__":

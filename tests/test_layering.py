@@ -21,7 +21,7 @@ MAX_LINES = 350
 # Bottom to top. A module imports from lower layers, and from its own package within its
 # layer. The longest pattern that fits decides.
 LAYERS = [
-    ["byzjax.checks", "byzjax.written", "byzjax.layers*"],
+    ["byzjax.checks*", "byzjax.eager", "byzjax.written", "byzjax.layers*"],
     ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
     ["byzjax.attack", "byzjax.stacking"],
     ["byzjax.numerics", "byzjax.numerics._loops", "byzjax.numerics._reductions"],
@@ -32,7 +32,8 @@ LAYERS = [
         "byzjax.numerics._columns",
         "byzjax.numerics._range",
     ],
-    ["byzjax.numerics.order", "byzjax.numerics._pairs*"],
+    ["byzjax.numerics._ranks", "byzjax.numerics._pairs*"],
+    ["byzjax.numerics.order"],
     ["byzjax.numerics._gram"],
     ["byzjax.numerics._geometry"],
     ["byzjax.numerics._lengths"],
@@ -42,6 +43,7 @@ LAYERS = [
         "byzjax.aggregators.newton",
         "byzjax.aggregators.subsets",
         "byzjax.attacks.lift",
+        "byzjax.shares",
     ],
     [
         "byzjax.aggregators*",
@@ -61,8 +63,9 @@ RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer
 
 RUN_TIME = {"jax", "jaxlib", "numpy", "optax"} | sys.stdlib_module_names
 EXTRAS = {"byzjax.integrations.flower": {"flwr"}}  # With the modules inside.
-# A strategy is a host program, which its user cannot jit: its compiled programs.
-JITS = {"byzjax.integrations.flower.programs"}
+# A strategy is a host program, which its user cannot jit: its compiled programs. And
+# those of rules that a user calls without jit.
+JITS = {"byzjax.integrations.flower.programs", "byzjax.eager"}
 
 
 def name_of(path):

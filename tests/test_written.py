@@ -135,3 +135,10 @@ def test_links_stay_links_of_optax():
 
 def test_the_version_is_that_of_the_package():
     assert byzjax.__version__ == importlib.metadata.version("byzjax")
+
+
+def test_a_key_is_shown_in_a_trace():
+    rule = byzjax.with_key(byzjax.mean(), jax.random.key(7))
+    shown = []
+    jax.make_jaxpr(lambda x: shown.append(repr(rule)))(1.0)
+    assert shown == ["with_key(mean(), jax.random.key(7))"]

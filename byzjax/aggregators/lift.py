@@ -125,7 +125,6 @@ def coordinatewise(
     *,
     check: base.Check | None = None,
     weighted: bool = False,
-    by_rank: bool = False,
 ) -> Aggregator:
     """Lifts a function of one leaf to an aggregator.
 
@@ -136,8 +135,6 @@ def coordinatewise(
         `present=` `[m]` of bools when some rows may be absent, if it takes that.
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
-      by_rank: whether `reduce`, without weights, is a mean of the sorted values with
-        weights of their ranks alone.
     """
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
@@ -157,9 +154,7 @@ def coordinatewise(
 
     if weighted:
         update = equal_weights_are_none(update)
-    return Aggregator(
-        optax.init_empty_state, update, check=check, reduce=reduced, by_rank=by_rank
-    )
+    return Aggregator(optax.init_empty_state, update, check=check, reduce=reduced)
 
 
 def geometric(

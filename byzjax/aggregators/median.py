@@ -46,4 +46,4 @@ def median(*, even: str = "midpoint") -> Aggregator:
             return order.middle(rows, even=even, present=present)
         return order.weighted_median(rows, weights)
 
-    return lift.coordinatewise("median", reduce, weighted=True, by_rank=True)
+    return lift.coordinatewise("median", reduce, weighted=True)

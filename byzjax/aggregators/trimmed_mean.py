@@ -50,5 +50,4 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
         order.summable(reduce),
         check=checks.minority("trimmed_mean", f),
         weighted=True,
-        by_rank=True,
     )

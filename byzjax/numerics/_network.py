@@ -42,7 +42,6 @@ def _batcher(m: int, ranks: tuple[int, ...]) -> tuple[tuple[int, int, bool, bool
     return tuple(reversed(kept))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def by_network(values: list[jax.Array], ranks: tuple[int, ...]) -> list[jax.Array]:
     """The values of the given ranks, by a network; nothing may be NaN.
 
@@ -57,16 +56,6 @@ def by_network(values: list[jax.Array], ranks: tuple[int, ...]) -> list[jax.Arra
         return _compared(values, ranks, jnp.minimum, jnp.maximum)
 
     return lax.platform_dependent(values, cpu=on_cpu, default=elsewhere)
-
-
-@by_network.defjvp
-def _network_jvp(ranks, primals, tangents):
-    # Equal values share a derivative, as they do in jnp.minimum: all of it to one of
-    # several equal workers would say that the others do not matter.
-    network = functools.partial(
-        _compared, ranks=ranks, smaller=jnp.minimum, larger=jnp.maximum
-    )
-    return jax.jvp(network, primals, tangents)
 
 
 def _compared(values, ranks, smaller, larger):

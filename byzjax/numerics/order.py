@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from byzjax.numerics._counting import by_count
-from byzjax.numerics._network import by_network
+from byzjax.numerics._ranks import NETWORK_LIMIT, exact, mean_of_middle
 from byzjax.numerics._reductions import (
     larger,
     nan_last,
@@ -25,7 +24,6 @@ from byzjax.numerics._reductions import (
     smaller,
     sum_of_rows,
 )
-from byzjax.numerics._words import by_words
 
 __all__ = [
     "NETWORK_LIMIT",
@@ -45,12 +43,6 @@ __all__ = [
     "weighted_trimmed_mean",
     "without_slivers",
 ]
-
-# Rows of a network; of more its program takes too long to compile.
-NETWORK_LIMIT = 64
-# Words of more rows make a long program, and are not worth one in fewer columns.
-_MOST_ROWS_OF_WORDS = 4096
-_LEAST_COLUMNS_OF_WORDS = 64
 
 
 def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
@@ -76,38 +68,7 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
     Returns:
       One array `[...]` for each rank. Rows that have the value share its derivative.
     """
-    m = rows.shape[0]
-    if m > NETWORK_LIMIT:
-        return _by_bits(rows, tuple(ranks))
-    return by_network([nan_last(rows[i]) for i in range(m)], tuple(ranks))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _by_bits(rows: jax.Array, ranks: tuple[int, ...]) -> list[jax.Array]:
-    """`order_statistics` in a program that hardly grows with the rows."""
-    flat = rows.reshape(rows.shape[0], -1)
-    m, n = flat.shape
-    count = functools.partial(by_count, ranks=ranks)
-    in_words = rows.dtype.itemsize <= 4 and m <= _MOST_ROWS_OF_WORDS
-    if in_words and n >= _LEAST_COLUMNS_OF_WORDS:
-        words = functools.partial(by_words, ranks=ranks)
-        values = lax.platform_dependent(flat, cpu=words, default=count)
-    else:
-        values = count(flat)
-    return [value.reshape(rows.shape[1:]) for value in values]
-
-
-@_by_bits.defjvp
-def _by_bits_jvp(ranks, primals, tangents):
-    (rows,), (tangent,) = primals, tangents
-    values = _by_bits(rows, ranks)
-
-    def moved(value):
-        same = nan_last(rows) == value[None]
-        share = sum_of_rows(jnp.where(same & ~jnp.isnan(rows), tangent, 0))
-        return share / sum_of_rows(same.astype(rows.dtype))
-
-    return values, [moved(value) for value in values]
+    return exact(rows, tuple(ranks))
 
 
 def summable(reduce: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -122,12 +83,23 @@ def summable(reduce: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def in_range(rows, *weights, **present):
         m = rows.shape[0]
         unit = jnp.asarray(2.0 ** m.bit_length(), rows.dtype)
-        # One by one where a network is to follow, as in `take`.
-        few = m <= NETWORK_LIMIT
-        rows = jnp.stack([row / unit for row in rows]) if few else rows / unit
-        return reduce(rows, *weights, **present) * unit
+        return reduce(_over(rows, unit), *weights, **present) * unit
 
     return in_range
+
+
+@jax.custom_jvp
+def _over(rows, unit):
+    # One by one where a network is to follow, as in `take`.
+    few = rows.shape[0] <= NETWORK_LIMIT
+    return jnp.stack([row / unit for row in rows]) if few else rows / unit
+
+
+@_over.defjvp
+def _over_jvp(primals, tangents):
+    # Of all rows at once: backwards, m single ones would be m stacks to add up.
+    (rows, unit), (tangent, _) = primals, tangents
+    return _over(rows, unit), tangent / unit
 
 
 def middle(
@@ -302,8 +274,7 @@ def trimmed_mean(
         (high,) = order_statistics(first, [m - trim - 1])
         count = fewer.astype(rows.dtype)
     elif m <= NETWORK_LIMIT:
-        kept = order_statistics(rows, range(trim, m - trim))
-        return row_sum(kept) / len(kept)
+        return mean_of_middle(rows, trim)
     else:
         low, high = order_statistics(rows, [trim, m - trim - 1])
     # What is gone counts as `low` or `high`, `trim` times each, and is taken off again:

@@ -152,39 +152,61 @@ def weighted_sum(
       at_most: how many weights can be other than zero, if that is known: if at most
         `order.NETWORK_LIMIT`, the other rows are not read from memory either.
     """
-    rows = range(weights.shape[0])
-    if at_most is not None and at_most < len(rows):
-        first = jnp.argsort(weights == 0, stable=True)
-        rows = [first[i] for i in range(at_most)]
-
-    def of_rows(x, w, rows):
-        def term(i):
-            row = lax.dynamic_index_in_dim(x, i, keepdims=False)
-            return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
-
-        return row_sum([term(i) for i in rows])
-
-    def of_groups(x, w):  # All at once the program would grow with m.
-        count = -(-x.shape[0] // _GROUP)
-        # Rows that the last group lacks are the last row again, of weight zero.
-        w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
-
-        def add(k, total):
-            first = on_all_cores(k) * _GROUP
-            return total + of_rows(x, w, [first + j for j in range(_GROUP)])
-
-        return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
+    m = weights.shape[0]
+    few = at_most if at_most is not None and 0 < at_most < m else None
+    first = jnp.argsort(weights == 0, stable=True) if few else np.zeros(0, np.int32)
 
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))
-        many = len(rows) > order.NETWORK_LIMIT
-        out = of_groups(x, w) if many else of_rows(x, w, rows)
+        out = _summed(few, x, w, first)
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
         return out.astype(x.dtype)
 
     others = () if origin is None else (origin,)
     return _columns.map_bundles(of_leaf, updates, *others)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _summed(few: int | None, x, w, first):
+    """Σ w_i x_i of one leaf, of the `first` few rows if these are all that count."""
+    rows = range(len(w)) if few is None else [first[i] for i in range(few)]
+    if len(rows) <= order.NETWORK_LIMIT:
+        return _sum_of(rows, x, w)
+    # All at once the program would grow with m.
+    count = -(-x.shape[0] // _GROUP)
+    # Rows that the last group lacks are the last row again, of weight zero.
+    w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
+
+    def add(k, total):
+        start = on_all_cores(k) * _GROUP
+        return total + _sum_of([start + j for j in range(_GROUP)], x, w)
+
+    return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
+
+
+@_summed.defjvp
+def _summed_jvp(few, primals, tangents):
+    # As products: backwards, a sum of single rows would be one of as many stacks.
+    (x, w, first), (moved, lighter, _) = primals, tangents
+    counts = _beside(w, x) != 0
+    flat = [flat_rows(jnp.where(counts, y, 0)).astype(w.dtype) for y in (x, moved)]
+    still, moved = (y.T for y in flat)
+    change = product(w, moved) + product(lighter, still)
+    return _summed(few, x, w, first), change.reshape(x.shape[1:])
+
+
+def _sum_of(rows, x, w):
+    def term(i):
+        row = lax.dynamic_index_in_dim(x, i, keepdims=False)
+        return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
+
+    return row_sum([term(i) for i in rows])
+
+
+def _beside(weights, rows):
+    """Weights `[m]` shaped to go with `[m, ...]`."""
+    return weights.reshape((-1,) + (1,) * (rows.ndim - 1))
 
 
 def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
@@ -196,7 +218,7 @@ def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
     """
 
     def of_leaf(x):
-        kept = factors.reshape((-1,) + (1,) * (x.ndim - 1))
+        kept = _beside(factors, x)
         wide = x.astype(accumulator_dtype(x.dtype))
         return jnp.where(kept != 0, wide * kept.astype(wide.dtype), 0).astype(x.dtype)
 

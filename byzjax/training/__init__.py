@@ -5,7 +5,7 @@ one, `setup.py` what they read, checked, and `workers.py` how the workers share 
 device.
 """
 
-from byzjax.training.state import Metrics, Trainer, TrainState
+from byzjax.training.state import Metrics, Trainer, TrainState, WorkerMetrics
 from byzjax.training.trainer import trainer
 
-__all__ = ["Metrics", "TrainState", "Trainer", "trainer"]
+__all__ = ["Metrics", "TrainState", "Trainer", "WorkerMetrics", "trainer"]

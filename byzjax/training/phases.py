@@ -15,9 +15,10 @@ from byzjax import base, checks
 from byzjax.attack import Attack
 from byzjax.base import Tree
 from byzjax.numerics import stacked
+from byzjax.shares import with_shares
 from byzjax.training import workers
 from byzjax.training.setup import Setup
-from byzjax.training.state import Metrics, TrainState
+from byzjax.training.state import Metrics, TrainState, WorkerMetrics
 
 
 class Messages(NamedTuple):
@@ -87,14 +88,23 @@ def forged(
 
 def aggregated(
     setup: Setup, rows: Tree, state: TrainState, key: jax.Array, extra: dict[str, Any]
-) -> tuple[Tree, Any]:
-    """d̂ = A(d^1, …, d^m), and the rule's state."""
+) -> tuple[Tree, Any, WorkerMetrics | None]:
+    """d̂ = A(d^1, …, d^m), the rule's state, and what the workers had to do with d̂."""
     rule = optax.with_extra_args_support(setup.aggregator)
-    direction, rule_state = rule.update(
-        rows, state.aggregator_state, state.params, key=key, **extra
-    )
-    checks.alike("trainer.step", "the aggregate", direction, state.params)
-    return direction, rule_state
+
+    def aggregate(rows):
+        return rule.update(rows, state.aggregator_state, state.params, key=key, **extra)
+
+    def checked(direction):
+        checks.alike("trainer.step", "the aggregate", direction, state.params)
+        return direction
+
+    if not setup.report_workers:
+        direction, rule_state = aggregate(rows)
+        return checked(direction), rule_state, None
+    direction, rule_state, influence = with_shares(aggregate, rows)
+    distance = stacked.distances_to_tree(rows, checked(direction))
+    return direction, rule_state, WorkerMetrics(influence, distance)
 
 
 def served(setup: Setup, direction: Tree, state: TrainState) -> tuple[Tree, Any]:
@@ -128,7 +138,9 @@ def model_state_of(
     return base.kept(good, out, old), (attack_state, rule_state)
 
 
-def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:
+def measured(
+    setup: Setup, sent: Messages, direction: Tree, of_workers: WorkerMetrics | None
+) -> Metrics:
     """What the step reports, from the honest workers' losses and messages."""
     h = setup.num_honest
     honest = jax.tree.map(lambda x: x[:h], sent.rows)
@@ -139,6 +151,7 @@ def measured(setup: Setup, sent: Messages, direction: Tree) -> Metrics:
         aggregate_norm=stacked.norm(direction),
         honest_distance=stacked.norm(jax.tree.map(_gap, direction, center)),
         aux=jax.tree.map(lambda x: x[:h], sent.aux),
+        workers=of_workers,
     )
 
 

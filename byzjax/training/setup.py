@@ -29,6 +29,7 @@ class Setup:
     model_rule: optax.GradientTransformation
     model_attack: Attack | None
     workers_at_once: int | None
+    report_workers: bool
 
     def __post_init__(self):
         m = checks.count("trainer", num_workers=self.num_workers, minimum=1)

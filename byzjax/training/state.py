@@ -38,6 +38,22 @@ class TrainState(NamedTuple):
     model_rule_states: Tree
 
 
+class WorkerMetrics(NamedTuple):
+    """What each worker had to do with the aggregate, the last f Byzantine.
+
+    Attributes:
+      influence: how far the aggregate follows each worker's message, `[m]`: its weight,
+        or for rules that decide by coordinates its mean weight; 0 for one that is left
+        out. As `byzjax.influence` of the messages, in the state before the step; of
+        messages in half precision each is rounded to it.
+      distance: ‖d^i − A‖ of each worker's message as the server got it, `[m]`; +inf for
+        one that is not finite.
+    """
+
+    influence: jax.Array  # [m]
+    distance: jax.Array  # [m]
+
+
 class Metrics(NamedTuple):
     """What a step reports; nothing in it is read by the step itself.
 
@@ -49,12 +65,14 @@ class Metrics(NamedTuple):
         the rule together led away from what an undisturbed server would have had, `[]`.
       aux: with `has_aux`, what `loss_fn` returned beside the loss at x_t, by worker,
         of the honest ones, leaves `[m − f, ...]`; else None.
+      workers: with `report_workers`, a `WorkerMetrics`; else None.
     """
 
     loss: jax.Array  # []
     aggregate_norm: jax.Array  # []
     honest_distance: jax.Array  # []
     aux: Tree = None  # Leaves [h, ...].
+    workers: WorkerMetrics | None = None
 
 
 class _Pair(NamedTuple):

@@ -38,6 +38,7 @@ def trainer(
     model_state_aggregator: Aggregator | None = None,
     model_state_attack: Attack | None = None,
     workers_at_once: int | None = None,
+    report_workers: bool = False,
 ) -> Trainer:
     r"""Synchronous training with m workers of which the last f are Byzantine.
 
@@ -83,6 +84,10 @@ def trainer(
       workers_at_once: how many workers' gradients are computed together, at most;
         None is all. Chunks need less memory; on CPUs they can be faster for it, on
         GPUs they are slower.
+      report_workers: whether the metrics say whom the rule trusted, as
+        `Metrics.workers`: each worker's influence on the aggregate, and its distance
+        from it. By one reverse pass through the rule that was run, and one over the
+        messages; benchmarks/README.md has what it costs.
 
     Returns:
       A `Trainer`. `init(params, model_state=None)` → `TrainState`;
@@ -121,6 +126,7 @@ def trainer(
     """
     checks.flag("trainer", has_model_state=has_model_state)
     checks.flag("trainer", has_aux=has_aux)
+    checks.flag("trainer", report_workers=report_workers)
     model_rule = median() if model_state_aggregator is None else model_state_aggregator
     setup = Setup(
         loss_fn=loss_fn,
@@ -139,6 +145,7 @@ def trainer(
         model_rule=model_rule,
         model_attack=model_state_attack,
         workers_at_once=workers_at_once,
+        report_workers=report_workers,
     )
     given = (model_state_aggregator, model_state_attack) != (None, None)
     if not has_model_state and given:
@@ -160,7 +167,7 @@ def trainer(
         rows, attack_state = phases.forged(
             setup, attack, sent.rows, state.attack_state, keys[0], state.params
         )
-        direction, aggregator_state = phases.aggregated(
+        direction, aggregator_state, of_workers = phases.aggregated(
             setup, rows, state, keys[1], extra
         )
         params, server_state = phases.served(setup, direction, state)
@@ -178,7 +185,7 @@ def trainer(
             server_state=server_state,
             model_rule_states=model_rule_states,
         )
-        return new_state, phases.measured(setup, sent, direction)
+        return new_state, phases.measured(setup, sent, direction, of_workers)
 
     return Trainer(init, step)
 

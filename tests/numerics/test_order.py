@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from byzjax.numerics import _counting, _network, _reductions, _words, order
+from byzjax.numerics import _counting, _network, _ranks, _reductions, _words, order
 
 LIMIT = order.NETWORK_LIMIT
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 11, 16, 17, 33, LIMIT, LIMIT + 1, 100]
@@ -253,7 +253,7 @@ def test_the_program_of_many_rows_does_not_grow():
 
 
 def test_nothing_sorts_along_the_worker_axis():
-    modules = order, _network, _words, _counting, _reductions
+    modules = order, _ranks, _network, _words, _counting, _reductions
     source = "".join(map(inspect.getsource, modules))
     code = "\n".join(x for x in source.splitlines() if "`" not in x and "#" not in x)
     assert "jnp.sort(" not in code and "jnp.median(" not in code

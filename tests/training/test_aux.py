@@ -104,6 +104,7 @@ def test_every_field_of_a_state_is_documented():
     states = (
         byzjax.TrainState,
         byzjax.Metrics,
+        byzjax.WorkerMetrics,
         *(getattr(byzjax.transforms, f"{x}State") for x in ("Storm", "Momentum")),
         byzjax.transforms.AnytimeState,
     )

@@ -1,0 +1,47 @@
+"""Checks of what users give: each error names the requirement and the value.
+
+`arguments` has those of numbers, words and keys, `trees` those of arrays and stacks.
+The first argument is the name that the error begins with.
+"""
+
+from byzjax.checks.arguments import (
+    as_float,
+    coefficient,
+    count,
+    extras,
+    flag,
+    key,
+    minority,
+    number,
+    present,
+    word,
+)
+from byzjax.checks.trees import (
+    alike,
+    arrays,
+    floating,
+    num_workers,
+    one_worker,
+    same_rows,
+    stacked,
+)
+
+__all__ = [
+    "alike",
+    "arrays",
+    "as_float",
+    "coefficient",
+    "count",
+    "extras",
+    "flag",
+    "floating",
+    "key",
+    "minority",
+    "num_workers",
+    "number",
+    "one_worker",
+    "present",
+    "same_rows",
+    "stacked",
+    "word",
+]
