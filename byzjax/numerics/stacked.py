@@ -312,12 +312,12 @@ def _means_jvp(sizes, primals, tangents):
     # A product: backwards, a sum of so many single rows would be slow.
     x, members, finite, counts = primals
     moved = tangents[0].astype(accumulator_dtype(x.dtype))
-    number = np.asarray(sizes) if counts is None else counts
-    listed = np.arange(members.shape[1]) < number[:, None]
+    number = jnp.asarray(sizes) if counts is None else counts
+    listed = jnp.arange(members.shape[1])[None] < number[:, None]
     hits = members[:, :, None] == np.arange(x.shape[0])[None, None]
     matrix = jnp.any(hits & listed[:, :, None], axis=1).astype(moved.dtype)
     matrix = jnp.where(finite[:, None], matrix, 0)
-    matrix = matrix / np.maximum(number, 1).astype(moved.dtype)[:, None]
+    matrix = matrix / jnp.maximum(number, 1).astype(moved.dtype)[:, None]
     return _means(sizes, x, members, finite, counts), product(matrix, moved.T)
 
 

@@ -31,7 +31,9 @@ class Messages(NamedTuple):
     worker_state: Tree
 
 
-def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
+def messages(
+    setup: Setup, state: TrainState, batches: Any, present: jax.Array | None
+) -> Messages:
     """g^i = ∇f(x_t; z^i) and d^i = worker(g^i), worker by worker."""
 
     def loss_of(at, batch):
@@ -46,7 +48,7 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
         return loss, more, _clipped(grads, setup.max_grad_norm)
 
     def one_worker(operands):
-        batch, worker_state = operands
+        batch, worker_state, is_present = operands
         loss, (new, aux), grads = gradient(state.params, batch)
         message, after = optax.with_extra_args_support(setup.worker).update(
             grads,
@@ -57,10 +59,14 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
         )
         # A bad batch costs a worker this step, and not what it remembers.
         good = base.all_finite((grads, message))
+        if is_present is not None:
+            good &= is_present
         worker_state = base.kept(good, after, worker_state)
         return Messages(loss, new, aux, message, worker_state)
 
-    operands = _poisoned(setup, batches), state.worker_state
+    if present is not None:
+        present = present[: setup.num_computed]
+    operands = _poisoned(setup, batches), state.worker_state, present
     return workers.map_workers(
         one_worker, operands, setup.num_computed, at_most=setup.workers_at_once
     )
@@ -73,17 +79,34 @@ def forged(
     state: Any,
     key: jax.Array,
     params: Tree,
+    present: jax.Array | None,
 ) -> tuple[Tree, Any]:
-    """What reaches the server: honest rows as they are, the last f forged."""
+    """What reaches the server: honest rows as they are, the last f forged.
+
+    Attackers see none of the honest workers that are absent: others' rows instead.
+    """
     h, f = setup.num_honest, setup.num_byzantine
     if attack is None or f == 0:
         return rows, state
     honest = jax.tree.map(lambda x: x[:h], rows)
     own = jax.tree.map(lambda x: x[h:], rows) if attack.needs_own else None
     sent, state = attack.forge(
-        honest, own, state, num_byzantine=f, key=key, params=params
+        _seen(honest, present), own, state, num_byzantine=f, key=key, params=params
     )
     return base.stack_rows(honest, sent, "trainer.step", "the attack's messages"), state
+
+
+def _seen(honest, present):
+    """Honest rows, those of absent workers replaced by the others' in turn."""
+    if present is None:
+        return honest
+    there = present[: jax.tree.leaves(honest)[0].shape[0]]
+    first = jnp.argsort(~there, stable=True)
+    count = jnp.maximum(jnp.sum(there), 1)
+    index = jnp.where(
+        there, jnp.arange(there.size), first[jnp.arange(there.size) % count]
+    )
+    return jax.tree.map(lambda x: x[index], honest)
 
 
 def aggregated(
@@ -103,7 +126,8 @@ def aggregated(
         direction, rule_state = aggregate(rows)
         return checked(direction), rule_state, None
     direction, rule_state, influence = with_shares(aggregate, rows)
-    distance = stacked.distances_to_tree(rows, checked(direction))
+    present = extra.get("present")
+    distance = stacked.distances_to_tree(rows, checked(direction), present)
     return direction, rule_state, WorkerMetrics(influence, distance)
 
 
@@ -116,7 +140,11 @@ def served(setup: Setup, direction: Tree, state: TrainState) -> tuple[Tree, Any]
 
 
 def model_state_of(
-    setup: Setup, new: Tree, state: TrainState, keys: tuple[jax.Array, jax.Array]
+    setup: Setup,
+    new: Tree,
+    state: TrainState,
+    keys: tuple[jax.Array, jax.Array],
+    present: jax.Array | None,
 ) -> tuple[Tree, tuple[Any, Any]]:
     """The aggregate of the workers' model states, attacked as messages are."""
     old, (attack_state, rule_state) = state.model_state, state.model_rule_states
@@ -126,33 +154,56 @@ def model_state_of(
     if not jax.tree.leaves(old):  # A model may have none, and say so by {}.
         return old, (attack_state, rule_state)
     attack = setup.model_attack
-    new, attack_state = forged(setup, attack, new, attack_state, keys[0], old)
+    new, attack_state = forged(setup, attack, new, attack_state, keys[0], old, present)
     # The rule's own f counts on m rows, whoever computed them.
     if setup.num_computed < setup.num_workers and attack is None:
         from_honest = np.arange(setup.num_workers) % setup.num_honest
         new = jax.tree.map(lambda x: x[from_honest], new)
     rule = optax.with_extra_args_support(setup.model_rule)
-    out, after = rule.update(new, rule_state, old, key=keys[1])
+    absent = {} if present is None else {"present": present}
+    out, after = rule.update(new, rule_state, old, key=keys[1], **absent)
     good = base.stays_finite(out, old)
+    if present is not None:
+        good &= _enough(setup.model_rule, present)
     rule_state = base.kept(good, after, rule_state)
     return base.kept(good, out, old), (attack_state, rule_state)
 
 
 def measured(
-    setup: Setup, sent: Messages, direction: Tree, of_workers: WorkerMetrics | None
+    setup: Setup,
+    sent: Messages,
+    direction: Tree,
+    of_workers: WorkerMetrics | None,
+    present: jax.Array | None,
 ) -> Metrics:
     """What the step reports, from the honest workers' losses and messages."""
     h = setup.num_honest
     honest = jax.tree.map(lambda x: x[:h], sent.rows)
-    center = stacked.weighted_sum(honest, jnp.full((h,), 1 / h))
     wide = base.accumulator_dtype(sent.losses.dtype)
+    losses, shares, enough = sent.losses[:h].astype(wide), jnp.full((h,), 1 / h), None
+    parts = losses / h
+    if present is not None:
+        there = present[:h]
+        count = jnp.maximum(jnp.sum(there), 1)
+        shares = jnp.where(there, 1 / count.astype(shares.dtype), 0)
+        parts = jnp.where(there, losses / count.astype(wide), 0)
+        enough = _enough(setup.aggregator, present)
+    center = stacked.weighted_sum(honest, shares)
     return Metrics(
-        loss=jnp.sum(sent.losses[:h].astype(wide) / h).astype(sent.losses.dtype),
+        loss=jnp.sum(parts).astype(sent.losses.dtype),
         aggregate_norm=stacked.norm(direction),
         honest_distance=stacked.norm(jax.tree.map(_gap, direction, center)),
         aux=jax.tree.map(lambda x: x[:h], sent.aux),
         workers=of_workers,
+        enough=enough,
     )
+
+
+def _enough(rule, present):
+    """Whether a rule can serve those present; what is no rule of ours may raise."""
+    if isinstance(rule, base.Aggregator):
+        return rule.enough(present)
+    return jnp.any(present)
 
 
 def _loss_and_more(setup, returned):

@@ -66,6 +66,9 @@ class Metrics(NamedTuple):
       aux: with `has_aux`, what `loss_fn` returned beside the loss at x_t, by worker,
         of the honest ones, leaves `[m − f, ...]`; else None.
       workers: with `report_workers`, a `WorkerMetrics`; else None.
+      enough: with `present`, whether enough workers were there for the rule, `[]`; if
+        not, the server was given zeros. Else None. Losses and means then are of the
+        honest workers that were there, and `aux` of all.
     """
 
     loss: jax.Array  # []
@@ -73,6 +76,7 @@ class Metrics(NamedTuple):
     honest_distance: jax.Array  # []
     aux: Tree = None  # Leaves [h, ...].
     workers: WorkerMetrics | None = None
+    enough: jax.Array | None = None  # []
 
 
 class _Pair(NamedTuple):

@@ -92,8 +92,10 @@ def trainer(
     Returns:
       A `Trainer`. `init(params, model_state=None)` → `TrainState`;
       `step(state, batches, key, **extra)` → (`TrainState`, `Metrics`), with leaves of
-      batches `[m, b, ...]`, `key` for attacks and rules that draw, and `extra`, such as
-      `weights`, for the aggregator. Jit it, scan it, vmap it, donate its state.
+      batches `[m, b, ...]`, `key` for attacks and rules that draw, and `extra` for the
+      aggregator: `weights`, and `present`, bools `[m]`: which workers take part in this
+      step. What the others' batches hold does not matter, their states stay, and
+      attackers do not see them. Jit it, scan it, vmap it, donate its state.
 
     Raises:
       TypeError: an aggregator, server, worker or attack of the wrong kind; in `step`
@@ -163,16 +165,21 @@ def trainer(
         checks.extras("trainer.step", extra, setup.taken_by(extra))
         _check_batches(batches, setup.num_workers)
         keys = jax.random.split(checks.key("trainer.step", key), 4)
-        sent = phases.messages(setup, state, batches)
+        present = extra.get("present")
+        if present is not None:
+            checks.present("trainer.step", present, setup.num_workers)
+            present = jnp.asarray(present)
+        sent = phases.messages(setup, state, batches, present)
+        before = state.attack_state
         rows, attack_state = phases.forged(
-            setup, attack, sent.rows, state.attack_state, keys[0], state.params
+            setup, attack, sent.rows, before, keys[0], state.params, present
         )
         direction, aggregator_state, of_workers = phases.aggregated(
             setup, rows, state, keys[1], extra
         )
         params, server_state = phases.served(setup, direction, state)
         model_state, model_rule_states = phases.model_state_of(
-            setup, sent.model_states, state, (keys[2], keys[3])
+            setup, sent.model_states, state, (keys[2], keys[3]), present
         )
         new_state = TrainState(
             step=state.step + 1,
@@ -185,7 +192,7 @@ def trainer(
             server_state=server_state,
             model_rule_states=model_rule_states,
         )
-        return new_state, phases.measured(setup, sent, direction, of_workers)
+        return new_state, phases.measured(setup, sent, direction, of_workers, present)
 
     return Trainer(init, step)
 
