@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -64,7 +64,7 @@ def aksel(
             )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
-        lift.refuse_weights("aksel", weights)
+        claims.refuse_weights("aksel", weights)
         m = checks.num_workers(updates)
         of_rows = functools.partial(reduce, present=present)
         center = stacked.along_workers(of_rows, updates)

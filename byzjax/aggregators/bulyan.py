@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import krum, lift
+from byzjax.aggregators import claims, krum
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -70,7 +70,7 @@ def bulyan(
             )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
-        lift.refuse_weights("bulyan", weights)
+        claims.refuse_weights("bulyan", weights)
         geometry = stacked.geometry(updates, present=present)
         distances = lax.stop_gradient(geometry.squared_distances)
         m, n = geometry.num_workers, geometry.num_present

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims
 
 
 def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
@@ -54,7 +54,7 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
             "cap_weights needs 1 / num_workers <= max_share <= 1, got "
             f"max_share={max_share} and num_workers={m}"
         )
-    claimed = lift.checked_weights("cap_weights", weights, m)
+    claimed = claims.checked_weights("cap_weights", weights, m)
     ordered = -jnp.sort(-claimed)
     above = jnp.arange(m).astype(ordered.dtype) * share
     rest = lax.cumsum(ordered, reverse=True)

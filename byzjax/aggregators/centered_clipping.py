@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -62,7 +62,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
         return CenteredClippingState(jax.tree.map(jnp.zeros_like, params))
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
-        lift.refuse_weights("centered_clipping", weights)
+        claims.refuse_weights("centered_clipping", weights)
         m = checks.num_workers(updates)
         count = m if present is None else jnp.sum(present)
 

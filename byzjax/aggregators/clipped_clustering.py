@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
 
@@ -81,7 +81,7 @@ def clipped_clustering(
             )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
-        lift.refuse_weights(name, weights)
+        claims.refuse_weights(name, weights)
         m = checks.num_workers(updates)
         geometry = stacked.geometry(updates, present=present)
         # Places not filled yet hold +inf and come last.

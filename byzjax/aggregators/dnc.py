@@ -7,7 +7,7 @@ import optax
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import order, stacked
 
@@ -84,7 +84,7 @@ def dnc(
     def update(
         updates, state, params=None, *, key=None, weights=None, present=None, **extra
     ):
-        lift.refuse_weights("dnc", weights)
+        claims.refuse_weights("dnc", weights)
         key = checks.key("dnc", key)
         rows = [stacked.flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
         rows = lax.stop_gradient(rows)

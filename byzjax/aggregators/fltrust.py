@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims
 from byzjax.base import Aggregator, accumulator_dtype, as_arrays
 from byzjax.numerics import stacked
 
@@ -54,7 +54,7 @@ def fltrust() -> Aggregator:
         present=None,
         **extra,
     ):
-        lift.refuse_weights("fltrust", weights)
+        claims.refuse_weights("fltrust", weights)
         checks.num_workers(updates)
         reference = as_arrays(reference)
         _check_reference(updates, reference)

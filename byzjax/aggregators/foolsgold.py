@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import stacked
 
@@ -81,7 +81,7 @@ def foolsgold(
         )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
-        lift.refuse_weights("foolsgold", weights)
+        claims.refuse_weights("foolsgold", weights)
         m = checks.num_workers(updates)
         if num_workers is None:
             geometry = stacked.geometry(updates, present=present)

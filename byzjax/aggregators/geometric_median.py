@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import lift, newton
+from byzjax.aggregators import claims, lift, newton
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -110,7 +110,7 @@ def geometric_median(
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        weights = lift.check_weights(name, weights, m, present)
+        weights = claims.check_weights(name, weights, m, present)
         middle = functools.partial(order.middle, present=present)
         center = stacked.along_workers(middle, updates)
         geometry = stacked.geometry(updates, origin=center, present=present)

@@ -9,114 +9,18 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import jax.typing
-import numpy as np
 import optax
-from jax import lax
 
 from byzjax import base, checks
-from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.aggregators import claims
+from byzjax.base import Aggregator
 from byzjax.numerics import stacked
-
-
-def refuse_weights(name: str, weights: jax.Array | None) -> None:
-    """Says by name that a rule has no published weighted form."""
-    if weights is not None:
-        raise ValueError(
-            f"{name} has no weighted form, got weights of shape "
-            f"{jnp.shape(weights)}: rules that take weights are mean, median, "
-            "trimmed_mean, geometric_median and ctma over these"
-        )
-
-
-def refuse_absent(name: str) -> NoReturn:
-    """Says by name that a rule has no form for absent workers."""
-    raise ValueError(
-        f"{name} has no form for absent workers, got present: give it the rows of "
-        "those present alone, or another rule"
-    )
-
-
-def check_weights(
-    name: str, weights: jax.Array | None, m: int, present: jax.Array | None = None
-) -> jax.Array | None:
-    """Checks weights `[m]`; a worker whose weight is negative or not finite gets zero.
-
-    Weights are claims of the workers as much as gradients are, so a bad one must not
-    poison the rest. The largest is scaled to one, which no rule can tell, so that their
-    sum is finite. Where no worker has a weight, all count the same. Of workers that are
-    not `present` the weight is zero.
-
-    Floats, integers, as sample counts are, and bools, which count as 0 and 1.
-    """
-    return None if weights is None else checked_weights(name, weights, m, present)
-
-
-def checked_weights(
-    name: str,
-    weights: jax.typing.ArrayLike,
-    m: int,
-    present: jax.Array | None = None,
-) -> jax.Array:
-    """`check_weights` of weights that are given."""
-    # NumPy's keep their width until they are floats: 2**40 samples fit no int32.
-    given = weights if isinstance(weights, jax.Array) else np.asarray(weights)
-    if given.shape != (m,):
-        raise ValueError(
-            f"{name} needs weights of shape (num_workers,) = ({m},), got {given.shape}"
-        )
-    kinds = jnp.floating, jnp.integer, jnp.bool_
-    if not any(jnp.issubdtype(given.dtype, kind) for kind in kinds):
-        raise TypeError(f"{name} needs weights that are real, got {given.dtype}")
-    with np.errstate(over="ignore"):
-        weights = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
-    weights = jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
-    if present is not None:
-        weights = jnp.where(present, weights, 0)
-    # First out of the range where the reciprocal of the largest would underflow.
-    weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)
-    largest = jnp.max(weights)
-    equal = 1 if present is None else present.astype(weights.dtype)
-    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), equal)
-
-
-def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
-    """An `update` that does exactly without weights what it does with equal ones.
-
-    Else sums in another order, and cuts between rows, would round otherwise.
-    """
-
-    @functools.wraps(update)
-    def either(updates, state, params=None, *, weights=None, present=None, **extra):
-        def without():
-            return update(
-                updates, state, params, weights=None, present=present, **extra
-            )
-
-        def weighted():
-            return update(
-                updates, state, params, weights=weights, present=present, **extra
-            )
-
-        if weights is None:
-            return without()
-        m = checks.num_workers(updates)
-        if np.shape(weights) != (m,):
-            return weighted()  # Which refuses them by its name.
-        checked = checked_weights("weights", weights, m, present)
-        equal = checked == 1
-        equal = jnp.all(equal if present is None else equal | ~present)
-        if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
-            jax.eval_shape(weighted)  # Which refuses weights whatever they are.
-            return without() if equal else weighted()
-        return lax.cond(equal, without, weighted)
-
-    return either
 
 
 def coordinatewise(
@@ -140,8 +44,8 @@ def coordinatewise(
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
         if not weighted:
-            refuse_weights(name, weights)
-        checked = check_weights(name, weights, m, present)
+            claims.refuse_weights(name, weights)
+        checked = claims.check_weights(name, weights, m, present)
         of_rows = functools.partial(reduced, present=present)
         return stacked.along_workers(of_rows, updates, checked), state
 
@@ -149,11 +53,11 @@ def coordinatewise(
         if present is None:
             return reduce(rows, *weights)
         if "present" not in inspect.signature(reduce).parameters:
-            refuse_absent(name)
+            claims.refuse_absent(name)
         return reduce(rows, *weights, present=present)
 
     if weighted:
-        update = equal_weights_are_none(update)
+        update = claims.equal_weights_are_none(update)
     return Aggregator(optax.init_empty_state, update, check=check, reduce=reduced)
 
 
@@ -184,12 +88,12 @@ def geometric(
 
     def full(geometry, /, *, key=None, weights=None):
         if geometry.present is not None and not absent:
-            refuse_absent(name)
+            claims.refuse_absent(name)
         if not weighted:
-            refuse_weights(name, weights)
+            claims.refuse_weights(name, weights)
             return weigh(geometry)
         m, present = geometry.num_workers, geometry.present
-        return weigh(geometry, check_weights(name, weights, m, present))
+        return weigh(geometry, claims.check_weights(name, weights, m, present))
 
     return from_weigh(full, check=check, distances=distances, keeps=keeps)
 
@@ -216,7 +120,7 @@ def from_weigh(
 
     return Aggregator(
         optax.init_empty_state,
-        equal_weights_are_none(update),
+        claims.equal_weights_are_none(update),
         check=check,
         weigh=weigh,
         distances=distances,
@@ -275,7 +179,7 @@ def premixed(
         base_weigh = rule.weigh
 
         def weigh(geometry, /, *, key=None, weights=None):
-            refuse_weights(name, weights)
+            claims.refuse_weights(name, weights)
             w, key = mixing(geometry, key)
             mixed = geometry.mixed(w, mixed_present(geometry, w))
             shares = base_weigh(mixed, key=key, weights=None)
@@ -290,7 +194,7 @@ def premixed(
     def update(
         updates, state, params=None, *, key=None, weights=None, present=None, **extra
     ):
-        refuse_weights(name, weights)
+        claims.refuse_weights(name, weights)
         measure = stacked.geometry if distances else stacked.norms
         geometry = measure(updates, present=present)
         w, key = mixing(geometry, key)
@@ -335,7 +239,7 @@ def prescaled(
         rule.check(m)
 
     def scaling(geometry, weights):
-        refuse_weights(name, weights)
+        claims.refuse_weights(name, weights)
         return factors(geometry)
 
     if rule.weigh is not None:

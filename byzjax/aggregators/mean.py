@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
 
@@ -29,7 +29,7 @@ def mean() -> Aggregator:
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
         dtype = stacked.widest_accumulator(jax.tree.leaves(updates))
-        checked = lift.check_weights("mean", weights, m, present)
+        checked = claims.check_weights("mean", weights, m, present)
         if present is not None and checked is None:
             shares = present.astype(dtype) / jnp.sum(present).astype(dtype)
         elif checked is None:
@@ -44,5 +44,5 @@ def mean() -> Aggregator:
 
     # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
     inside = lift.geometric("mean", weigh, weighted=True, absent=True, distances=False)
-    update = lift.equal_weights_are_none(update)
+    update = claims.equal_weights_are_none(update)
     return Aggregator(inside.init, update, weigh=inside.weigh, distances=False)

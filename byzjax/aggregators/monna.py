@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -61,7 +61,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        lift.refuse_weights("monna", weights)
+        claims.refuse_weights("monna", weights)
         distances = stacked.distances_to_row(updates, pivot, present)
         count = m if present is None else jnp.sum(present)
         kept = shares(distances, count - f)

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import order, stacked
 
@@ -62,7 +62,7 @@ def signguard(*, lower: float = 0.1, upper: float = 3.0) -> Aggregator:
         )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
-        lift.refuse_weights("signguard", weights)
+        claims.refuse_weights("signguard", weights)
         geometry = stacked.norms(updates, present)
         norms = geometry.norms
         typical = order.middle(norms, present=present)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -94,7 +94,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
                 geometry.num_present,
                 geometry.present,
             )
-            weights = lift.check_weights("ctma", weights, m, present)
+            weights = claims.check_weights("ctma", weights, m, present)
             center = base_weigh(geometry, key=key, weights=weights)
             center = jnp.where(geometry.finite, center, 0)
             return trim(geometry.squared_distances_to(center), weights, n)
@@ -105,7 +105,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         m = checks.num_workers(updates)
         n = m if present is None else jnp.sum(present)
         at_most = keeps(m) if keeps and weights is None else None
-        weights = lift.check_weights("ctma", weights, m, present)
+        weights = claims.check_weights("ctma", weights, m, present)
         center, state = rule.inside(
             updates, state, params, weights=weights, present=present, **extra
         )
@@ -113,5 +113,5 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         shares = jnp.where(jnp.isfinite(distances), trim(distances, weights, n), 0)
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
-    update = lift.equal_weights_are_none(update)
+    update = claims.equal_weights_are_none(update)
     return Aggregator(rule.init, update, check=check, takes=rule.takes)

@@ -27,9 +27,8 @@ def rows_used(m: int, least: int) -> int:
 
     All up to 32; above, m rounded down to four bits behind the first, but not below
     the least that will do. That leaves out one reply of 17 at most, drawn at random:
-    between 32 and 1024 rows there are 80 programs instead of 992. With rules that take
-    `present`, one program serves every number of rows, and this function is what goes:
-    `aggregate` is then given all rows and who is present.
+    between 32 and 1024 rows there are 80 programs instead of 992. Not every rule takes
+    `present`, with which one program would serve them all.
     """
     if m <= _EVERY:
         return m
