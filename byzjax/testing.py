@@ -37,6 +37,7 @@ def check_rule(
     scaling: bool = True,
     hull: bool = True,
     poison_proof: bool = True,
+    absent: bool = False,
     tolerance: float = 1e-5,
     **extra: Any,
 ) -> None:
@@ -58,6 +59,8 @@ def check_rule(
         `poison_proof`.
       poison_proof: f rows of NaN, ±Inf and values near float32's limit, first or last,
         leave the result finite.
+      absent: rows that are not `present`, whatever they hold, might as well not be
+        there. Of a rule that draws buckets of workers it does not hold to the bit.
       tolerance: relative to the largest entry of the rows, in float32.
       **extra: what `aggregate` needs: a `key` for a rule that draws, which then is the
         same in every call, so that `permutation` may not hold.
@@ -104,6 +107,8 @@ def check_rule(
         run.scaling()
     if poison_proof:
         run.poison_proof(f, hull)
+    if absent:
+        run.absent()
 
 
 def poisons(f: int, d: int = _COLUMNS) -> Iterator[tuple[str, np.ndarray]]:
@@ -237,6 +242,15 @@ class _Run:
         rows = self.rows(47)
         for scale in (np.float32(2.5), np.float32(1e-10), np.float32(1e10)):
             self.near("scaling", self(rows * scale) / scale, self(rows), rows)
+
+    def absent(self):
+        rows, present = self.rows(48), np.arange(self.m) < self.m - 1
+        want = self.rule.aggregate(jnp.asarray(rows[present]), **self.extra)
+        masked = jax.jit(lambda x, p: self.rule.aggregate(x, present=p, **self.extra))
+        for value in (np.nan, 0.0, 1e30):
+            rows[~present] = value
+            got = masked(jnp.asarray(rows), jnp.asarray(present))
+            self.near("absent", got, want, rows[present])
 
     def poison_proof(self, f, hull):
         for name, poison in poisons(f):

@@ -19,7 +19,7 @@ def check(rule, **claims):
 
 RIGHT = {
     "median": (byzjax.median(), {}),
-    "ctma": (byzjax.ctma(byzjax.trimmed_mean(F), F), {}),
+    "ctma": (byzjax.ctma(byzjax.trimmed_mean(F), F), dict(absent=True)),
     "krum": (byzjax.krum(F), {}),
     "mean": (byzjax.mean(), dict(poison_proof=False)),
     "bucketing": (
@@ -76,6 +76,17 @@ WRONG = {
         dict(translation=False, scaling=False, permutation=False),
     ),
 }
+
+
+def of_all_workers(geometry):
+    """A mean that counts workers who are not there."""
+    return geometry.finite / jnp.asarray(geometry.num_workers, geometry.norms.dtype)
+
+
+WRONG["absent"] = (
+    rules.geometric("late", of_all_workers, absent=True),
+    dict(hull=False, poison_proof=False, absent=True),
+)
 WRONG["translation"][1].update(permutation=False)
 WRONG["scaling"][1].update(translation=False)
 
