@@ -16,8 +16,8 @@ Which lift a rule takes:
 * `coordinatewise(name, reduce)`: a function of one leaf along axis 0, called with the
   leaf `[m, ...]` or blocks of its columns, NaN and all.
 * `geometric(name, weigh)`: weights of the workers `[m]`, from where their rows lie: a
-  `Geometry` has `norms`, `squared_distances`, `finite`, and `squared_distances_to`. With
-  `absent=True` the rule takes `present=`: count `geometry.num_present` workers then.
+  `Geometry` has `norms`, `squared_distances`, `finite`, and `squared_distances_to`.
+  With `absent=True` the rule takes `present=`: then count `num_present` workers.
 * `premixed(name, rule, matrix)`: a meta-rule on means of the rows, `W [n, m]` of a
   `Geometry`; `prescaled(name, rule, factors)`: on each row times a factor.
 * none of them: `byzjax.Aggregator(init, update)`, with a state or extra arguments, over

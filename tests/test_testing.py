@@ -80,7 +80,7 @@ WRONG = {
 
 def of_all_workers(geometry):
     """A mean that counts workers who are not there."""
-    return geometry.finite / jnp.asarray(geometry.num_workers, geometry.norms.dtype)
+    return jnp.where(geometry.finite, 1 / geometry.num_workers, 0)
 
 
 WRONG["absent"] = (
