@@ -5,7 +5,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import krum, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
@@ -112,4 +112,4 @@ def _repeated_krum(squared_distances, f, count, squared):
         return left.at[best].set(False), chosen.at[i].set(best)
 
     start = jnp.ones((m,), bool), jnp.zeros((count,), jnp.int32)
-    return lax.fori_loop(0, count, step, start)[1]
+    return loops.fori_loop(0, count, step, start)[1]

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import jax.typing
 import numpy as np
 import optax
-from jax import lax
 
-from byzjax import base, checks
+from byzjax import base, checks, loops
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import stacked
 
@@ -88,7 +87,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
             jax.eval_shape(weighted)  # Which refuses weights whatever they are.
             return without() if equal else weighted()
-        return lax.cond(equal, without, weighted)
+        return loops.cond(equal, without, weighted)
 
     return either
 

@@ -8,11 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from byzjax import base, checks
+from byzjax import base, checks, loops
 from byzjax.base import accumulator_dtype
-from byzjax.numerics import _columns, _range
+from byzjax.numerics import _columns, _range, devices
 from byzjax.numerics._columns import flat_rows, total
 from byzjax.numerics._geometry import root
 from byzjax.numerics._gram import product
@@ -82,7 +81,7 @@ def _squares_and_units(rows, center, index):
     itself = jnp.arange(one.shape[0]) == (-1 if index is None else index)
     left = ~jnp.all(_range.is_safe(squares) | (itself & (squares == 0)))
     start = left, squares, one
-    _, squares, units = lax.while_loop(lambda carry: carry[0], in_units, start)
+    _, squares, units = loops.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
     return root(squares) * units, squares, units
 
@@ -126,7 +125,9 @@ def _lengths_jvp(index, primals, tangents):
 def _length(leaves):
     """The norm of a list of `[n]`. By products: XLA:CPU would copy what sums are of."""
     wide = [x.astype(accumulator_dtype(x.dtype)) for x in leaves]
-    squares = total([product(x, x) for x in wide])
+    squares = devices.each(
+        lambda parts: total([product(x, x) for x in parts]), wide, sums=True
+    )
     one = jnp.ones_like(squares)
 
     def in_unit(_):
@@ -137,7 +138,7 @@ def _length(leaves):
         return jnp.asarray(False), found, unit
 
     start = ~_range.is_safe(squares), squares, one
-    _, squares, unit = lax.while_loop(lambda carry: carry[0], in_unit, start)
+    _, squares, unit = loops.while_loop(lambda carry: carry[0], in_unit, start)
     return jnp.sqrt(squares) * unit
 
 

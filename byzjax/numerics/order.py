@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from byzjax import loops
 from byzjax.numerics._counting import by_count
 from byzjax.numerics._network import by_network
 from byzjax.numerics._reductions import (
@@ -217,7 +218,7 @@ def _nearest_of_many(rows, center, count):
 
     near = distances <= threshold[None]
     exactly = jnp.all(number(near) == count)
-    return lax.cond(exactly, lambda: mean(near), lowest)
+    return loops.cond(exactly, lambda: mean(near), lowest)
 
 
 def trimmed_mean(rows: jax.Array, trim: int) -> jax.Array:
@@ -301,4 +302,4 @@ def _weight_up_to(
         return total + jnp.where(below | tie, weight, 0), None
 
     items = (values, weights, jnp.arange(rows.shape[0]))
-    return lax.scan(add, jnp.zeros_like(values), items)[0]
+    return loops.scan(add, jnp.zeros_like(values), items)[0]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import base, checks
+from byzjax import base, checks, loops
 from byzjax.base import accumulator_dtype
 from byzjax.numerics import _columns, _range, order
 from byzjax.numerics._columns import flat_rows, total, widest_accumulator
@@ -35,16 +35,21 @@ from byzjax.numerics._lengths import distances_to_row, distances_to_tree, norm
 from byzjax.numerics._loops import on_all_cores
 from byzjax.numerics._range import LARGEST_SQUARE, inverse, power_of_two
 from byzjax.numerics._reductions import row_sum
+from byzjax.numerics.devices import coordinates, drawn, each, is_split
 
 __all__ = [
     "Geometry",
     "along_workers",
     "column_sums",
+    "coordinates",
     "distances_to_row",
     "distances_to_tree",
+    "drawn",
+    "each",
     "flat_rows",
     "geometry",
     "inverse",
+    "is_split",
     "mix",
     "norm",
     "normalized",
@@ -164,7 +169,7 @@ def weighted_sum(
             first = on_all_cores(k) * _GROUP
             return total + of_rows(x, w, [first + j for j in range(_GROUP)])
 
-        return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
+        return loops.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
 
     def of_leaf(x, *o):
         w = weights.astype(accumulator_dtype(x.dtype))

@@ -1,0 +1,86 @@
+"""`lax`'s loops and conditions, whose start may vary less by device than their end.
+
+Inside `jax.shard_map` a type says over which axes of the mesh a value varies. A loop
+that starts from a constant and adds data to it changes that type, which `lax` refuses.
+Here the start is cast to what the loop makes of it. Outside of `jax.shard_map` these
+are `lax`'s own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+_MOST_ROUNDS = 4  # What varies can only grow, and reaches its end in one or two.
+
+
+def fori_loop(lower: Any, upper: Any, body: Callable[..., Any], start: Any) -> Any:
+    """`lax.fori_loop`."""
+    if _inside():
+        start = _settled(lambda carry: body(lax.full_like(lower, 0), carry), start)
+    return lax.fori_loop(lower, upper, body, start)
+
+
+def while_loop(going: Callable[..., Any], body: Callable[..., Any], start: Any) -> Any:
+    """`lax.while_loop`."""
+    if _inside():
+        start = _settled(body, start)
+    return lax.while_loop(going, body, start)
+
+
+def scan(body: Callable[..., Any], start: Any, items: Any) -> Any:
+    """`lax.scan` over the leading axis of some items."""
+    if _inside():
+        first = jax.tree.map(lambda x: x[0], items)
+        start = _settled(lambda carry: body(carry, first)[0], start)
+    return lax.scan(body, start, items)
+
+
+def cond(
+    chosen: Any, one: Callable[..., Any], other: Callable[..., Any], *operands: Any
+) -> Any:
+    """`lax.cond`, whose results vary by device if either does, or the choice."""
+    if not _inside():
+        return lax.cond(chosen, one, other, *operands)
+    ends = [jax.eval_shape(branch, *operands) for branch in (one, other)]
+    by_choice = _axes(jax.typeof(chosen))
+
+    def alike(branch):
+        def cast(*operands):
+            return jax.tree.map(
+                lambda x, a, b: _cast(x, _axes(a) | _axes(b) | by_choice),
+                branch(*operands),
+                *ends,
+            )
+
+        return cast
+
+    return lax.cond(chosen, alike(one), alike(other), *operands)
+
+
+def _inside() -> bool:
+    """Whether this is traced inside `jax.shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _axes(kind: Any) -> frozenset[str]:
+    """The axes of the mesh over which a value of a type varies."""
+    return frozenset(kind.manual_axis_type.varying)
+
+
+def _cast(x, axes):
+    lacking = tuple(axes - _axes(jax.typeof(x)))
+    return lax.pcast(x, lacking, to="varying") if lacking else x
+
+
+def _settled(body, start):
+    """The start of a loop, varying as what its body returns."""
+    for _ in range(_MOST_ROUNDS):
+        end = jax.eval_shape(body, start)
+        cast = jax.tree.map(lambda x, kind: _cast(x, _axes(kind)), start, end)
+        before, after = (jax.tree.leaves(tree) for tree in (start, cast))
+        if all(a is b for a, b in zip(before, after, strict=True)):
+            break
+        start = cast
+    return start

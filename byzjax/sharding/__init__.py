@@ -1,0 +1,12 @@
+"""Rules and training on many devices, at the price of an all-reduce.
+
+`layout.py` says where workers lie on a mesh, `doors.py` has the way from workers to
+coordinates and back, `states.py` how rules' states are kept between steps, `region.py`
+how Explicit meshes are served, and `aggregate.py` a rule between the doors. The passes
+that know of devices are those of `numerics`.
+"""
+
+from byzjax.sharding.aggregate import aggregate
+from byzjax.sharding.layout import Layout
+
+__all__ = ["Layout", "aggregate"]
