@@ -136,8 +136,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         checks.extras("aggregate", extra, self.takes | {"key", "weights"})
         checks.stacked(updates)
-        state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
+        state = self.init(jax.tree.map(zeros_of_one, updates))
         return self.update(updates, state, None, key=key, weights=weights, **extra)[0]
+
+
+def zeros_of_one(leaf: jax.Array) -> jax.Array:
+    """Zeros like one row of a leaf `[m, ...]`, which is not read for it."""
+    return jnp.zeros(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def keywords(function: Callable[..., Any]) -> frozenset[str]:

@@ -60,11 +60,12 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
 def _bundles(rows, vectors) -> list[list[int]]:
     """Which arrays go side by side: small ones of one dtype; others by themselves.
 
-    A tree of a hundred leaves would make a hundred loops, slow to compile.
+    A tree of a hundred leaves would make a hundred loops, slow to compile. On several
+    devices they are side by side already, each device's own.
     """
     groups: dict[object, list[int]] = {}
     for k, x in enumerate(rows):
-        small = math.prod(x.shape[1:]) <= _SMALL
+        small = math.prod(x.shape[1:]) <= _SMALL and not devices.is_split()
         kinds = x.dtype, None if vectors is None else vectors[k].dtype
         groups.setdefault(kinds if small else k, []).append(k)
     return list(groups.values())

@@ -85,10 +85,7 @@ def each(
     if split is None or not all(widths):
         return function(columns, *others)
     axes, count = split.axes, split.size
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:  # Run operation by operation.
-        mesh = split.mesh
-    whole = PartitionSpec()
+    mesh, whole = split.mesh, PartitionSpec()
 
     def on_last(x):
         return PartitionSpec(*[None] * (x.ndim - 1), axes)

@@ -1,20 +1,12 @@
 """A rule on a mesh of devices, as a link of a chain: `aggregate`."""
 
-from typing import Any
-
 import jax
-from jax.sharding import PartitionSpec
 
 from byzjax import base, checks
-from byzjax.base import Aggregator, Tree
-from byzjax.numerics import devices
+from byzjax.base import Aggregator
 from byzjax.sharding import region
-from byzjax.sharding.doors import Doors
 from byzjax.sharding.layout import Layout
-from byzjax.sharding.states import Kept
-
-# Extra arguments that are no trees like a worker's update, whatever their shape.
-_OF_WORKERS = frozenset({"key", "weights", "present"})
+from byzjax.sharding.way import Way, check_layout, check_workers
 
 
 def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
@@ -69,89 +61,36 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
     check_layout("sharding.aggregate", layout)
 
     def init(params):
-        doors = Doors(layout, params)
-        kept = kept_by(doors, rule.init)
+        way = Way(layout, params)
 
-        def of_columns(params):
-            return kept.stored(rule.init(doors.columns_of(params)))
+        def run(params):
+            return way.first(rule.init, params)
 
-        return region.automatically(layout, of_columns, (params,), kept.specs)
+        def specs(state):
+            return way.specs_of_state(rule.init, state)
+
+        return region.automatically(layout, run, (params,), specs)
 
     def update(updates, state, params=None, **extra):
         m = checks.num_workers(updates)
-        check_workers(layout, m)
-        one = like_one(updates)
-        doors = Doors(layout, one)
-        kept = kept_by(doors, rule.init)
+        check_workers("sharding.aggregate", layout, m)
+        way = Way(
+            layout,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates),
+        )
 
         def run(updates, state, params, extra):
-            columns = doors.columns(on_workers(layout, updates, doors.specs), m)
-            inner = None if params is None else doors.columns_of(params)
-            extra = {
-                name: doors.columns_of(value)
-                if name not in _OF_WORKERS and _is_like(value, one)
-                else value
-                for name, value in extra.items()
-            }
-            with devices.split_columns(doors.split()):
-                out, after = rule.update(columns, kept.unstored(state), inner, **extra)
-            return doors.tree_of(out), kept.stored(after)
+            columns, inner = way.rows(updates, m), way.tree(params)
+            state = way.inside(rule.init, state)
+            extra = way.extras(extra)
+            with way.passes():
+                out, after = rule.update(columns, state, inner, **extra)
+            return way.back(out), way.kept(rule.init, after)
 
         def specs(out):
-            return doors.structure.unflatten(doors.specs), kept.specs(out[1])
+            return way.specs_of_tree(), way.specs_of_state(rule.init, out[1])
 
-        return region.automatically(layout, run, (updates, state, params, extra), specs)
+        args = updates, state, params, extra
+        return region.automatically(layout, run, args, specs)
 
     return Aggregator(init, update, takes=rule.takes)
-
-
-def kept_by(doors: Doors, init: Any) -> Kept:
-    """How the state is kept that `init` makes of columns."""
-    dtypes = doors.dtypes_of_columns
-    columns = tuple(
-        jax.ShapeDtypeStruct((n,), dtype)
-        for n, dtype in zip(doors.widths, dtypes, strict=True)
-    )
-    return Kept(init, columns, doors.layout.axes, doors.layout.num_devices)
-
-
-def like_one(rows: Tree) -> Tree:
-    """Shapes and dtypes of one row of a stacked tree."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-
-
-def on_workers(layout: Layout, rows: Tree, specs: list[PartitionSpec]) -> Tree:
-    """Rows `[m, ...]` on the devices of their workers, and as many as these divide."""
-    leaves, structure = jax.tree.flatten(rows)
-    found = []
-    for x, spec in zip(leaves, specs, strict=True):
-        x = devices.filled_up(x, -x.shape[0] % layout.num_worker_shards, axis=0)
-        full = PartitionSpec(layout.workers, *spec)
-        found.append(region.constrained(layout, x, full))
-    return structure.unflatten(found)
-
-
-def check_layout(owner: str, layout: Any) -> None:
-    """Says so when something is no layout."""
-    if not isinstance(layout, Layout):
-        raise TypeError(
-            f"{owner} needs layout to be a byzjax.sharding.Layout, got {layout!r}"
-        )
-
-
-def check_workers(layout: Layout, m: int) -> None:
-    """Says so when some devices would have no worker."""
-    count = layout.num_worker_shards
-    if m < count:
-        raise ValueError(
-            "a layout needs num_workers >= the devices that workers lie on, got "
-            f"num_workers={m} and {count} devices on {layout.workers}: give it a mesh "
-            "of fewer, or the rest of them to another axis"
-        )
-
-
-def _is_like(value: Any, one: Tree) -> bool:
-    if jax.tree.structure(value) != jax.tree.structure(one):
-        return False
-    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(one), strict=True)
-    return all(getattr(x, "shape", None) == y.shape for x, y in pairs)

@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
     leaves: tuple[int, ...]  # Which, in the order of the tree.
     sharded: tuple[str, ...]  # Axes over which they are sharded; () if replicated.
-    spare: tuple[str, ...]  # The model's other axes, which take columns as well.
+    takers: tuple[str, ...]  # The other axes, which share these columns.
     sizes: tuple[int, ...]  # Numbers of each leaf that one device has.
 
 
@@ -63,27 +63,30 @@ class Doors:
             parts = math.prod(self.layout.mesh.shape[name] for name in sharded)
             sizes = tuple(math.prod(self.shapes[k]) // parts for k in leaves)
             if sum(sizes):
-                spare = tuple(n for n in self.layout.others if n not in sharded)
-                groups.append(Group(tuple(leaves), sharded, spare, sizes))
+                takers = tuple(n for n in self.layout.axes if n not in sharded)
+                groups.append(Group(tuple(leaves), sharded, takers, sizes))
         return groups
+
+    def fits(self, tree: Tree) -> bool:
+        """Whether a tree has the structure and shapes that these doors are for."""
+        leaves, structure = jax.tree.flatten(tree)
+        if structure != self.structure:
+            return False
+        return [getattr(x, "shape", None) for x in leaves] == self.shapes
 
     # --- sizes ------------------------------------------------------------------------
 
     def _count(self, names: Sequence[str]) -> int:
         return math.prod(self.layout.mesh.shape[name] for name in names)
 
-    def _takers(self, group: Group) -> int:
-        """How many devices share what one of them has of each row."""
-        return self._count(group.spare) * self.layout.num_worker_shards
-
     def _chunk(self, group: Group) -> int:
         """Columns of each device."""
-        size, takers = sum(group.sizes), self._takers(group)
+        size, takers = sum(group.sizes), self._count(group.takers)
         return size // takers if group.sharded else -(-size // takers)
 
     def _rest(self, group: Group) -> int:
-        """Columns that a device has of each row, and that workers do not divide."""
-        return sum(group.sizes) % self._takers(group) if group.sharded else 0
+        """Columns that a device has of each row, and that its takers do not divide."""
+        return sum(group.sizes) % self._count(group.takers) if group.sharded else 0
 
     @property
     def widths(self) -> list[int]:
@@ -108,15 +111,7 @@ class Doors:
 
     def _specs_of_columns(self, lead: int) -> list[PartitionSpec]:
         """How each array lies on the devices, evenly, after `lead` other dimensions."""
-        found = []
-        workers = self.layout.workers
-        for group in self.groups:
-            axes = (*group.sharded, *group.spare, *workers)
-            spec = PartitionSpec(*[None] * lead, axes)
-            every = PartitionSpec(*[None] * lead, self.layout.axes)
-            found += [spec] if self._chunk(group) else []
-            found += [every] if self._rest(group) else []
-        return found
+        return [PartitionSpec(*[None] * lead, self.layout.axes)] * len(self.widths)
 
     # --- in ---------------------------------------------------------------------------
 
@@ -178,12 +173,15 @@ class Doors:
                 flat = flat[:, : flat.shape[1] - rest]
             if not chunk:
                 continue
-            lacking = chunk * self._takers(group) - flat.shape[1]
+            lacking = chunk * self._count(group.takers) - flat.shape[1]
             flat = jnp.pad(flat, ((0, 0), (0, lacking)))
-            shape = len(flat), self._count(group.spare), -1, chunk
-            flat = flat.reshape(shape)
-            own = lax.axis_index(group.spare) if group.spare else 0
-            pieces.append(lax.dynamic_index_in_dim(flat, own, 1, False))
+            sizes = [self.layout.mesh.shape[name] for name in group.takers]
+            flat = flat.reshape(len(flat), *sizes, chunk)
+            for d in reversed(range(len(sizes))):
+                if group.takers[d] not in self.layout.workers:
+                    own = lax.axis_index(group.takers[d])
+                    flat = lax.dynamic_index_in_dim(flat, own, d + 1, False)
+            pieces.append(flat.reshape(len(flat), -1, chunk))
         return pieces, rests
 
     def _in_order(self, moved, rests, fetched):
@@ -252,7 +250,6 @@ class Doors:
 
     def tree_of(self, columns: Sequence[jax.Array]) -> Tree:
         """Columns `[n]` as the tree `[...]`, sharded as the parameters are."""
-        workers = self.layout.workers
         filled = [
             jnp.pad(x, (0, -x.shape[0] % self.layout.num_devices)) for x in columns
         ]
@@ -262,9 +259,9 @@ class Doors:
             leaves: list[Any] = [None] * len(self.shapes)
             fetches: dict[Any, list[Any]] = {}
             for group in self.groups:
-                axes = group.spare + workers
                 if self._chunk(group):
-                    fetches.setdefault(axes, []).append((group, False, next(parts)))
+                    wanted = fetches.setdefault(group.takers, [])
+                    wanted.append((group, False, next(parts)))
                 if self._rest(group):
                     every = self.layout.axes
                     fetches.setdefault(every, []).append((group, True, next(parts)))
@@ -312,10 +309,9 @@ class Doors:
         )
 
     def _mapped(self, function, in_specs, out_specs, check_vma=True):
-        mesh = jax.sharding.get_abstract_mesh()
         return jax.shard_map(
             function,
-            mesh=self.mesh if mesh.empty else mesh,
+            mesh=self.mesh,
             in_specs=(in_specs,),
             out_specs=out_specs,
             check_vma=check_vma,

@@ -30,7 +30,7 @@ class Layout:
 
     Attributes:
       mesh: as given.
-      workers: names of the worker axes, a tuple.
+      workers: names of the worker axes, a tuple in the mesh's order.
       params: as given.
 
     Raises:
@@ -82,6 +82,7 @@ class Layout:
                 "Layout needs a mesh of Auto or Explicit axes, got Manual ones: "
                 f"{manual}"
             )
+        names = tuple(name for name in known if name in names)
         object.__setattr__(self, "workers", names)
         for spec in jax.tree.leaves(self.params, is_leaf=_is_spec):
             if not _is_spec(spec):
@@ -117,8 +118,8 @@ class Layout:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """All axes in the order in which they split columns."""
-        return self.others + self.workers
+        """All axes, in the mesh's order, as they split columns."""
+        return tuple(self.mesh.axis_names)
 
     @property
     def is_explicit(self) -> bool:
@@ -129,6 +130,11 @@ class Layout:
         """The same devices, with axes that XLA's partitioner decides about."""
         kinds = (AxisType.Auto,) * len(self.mesh.axis_names)
         return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=kinds)
+
+    @property
+    def of_replicated(self) -> "Layout":
+        """The same for trees that the model's own axes do not shard."""
+        return dataclasses.replace(self, params=None)
 
     @property
     def batches(self) -> NamedSharding:

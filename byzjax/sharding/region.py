@@ -9,6 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 
 from byzjax.sharding.layout import Layout
 
+ANYWHERE = "anywhere"  # In place of a spec: as the partitioner has it.
+
 
 def automatically(
     layout: Layout,
@@ -23,7 +25,7 @@ def automatically(
       function: of trees of arrays → a tree.
       args: for it.
       specs: the result → a tree of a `PartitionSpec` for each of its leaves, which says
-        where they end up.
+        where they end up, or `ANYWHERE`.
     """
     mesh = layout.auto_mesh
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
@@ -39,7 +41,10 @@ def automatically(
         if not isinstance(x, jax.Array):
             return x
         if layout.is_explicit:
+            spec = PartitionSpec() if spec == ANYWHERE else spec
             return reshard(x, NamedSharding(after, spec))
+        if spec == ANYWHERE:
+            return x
         return lax.with_sharding_constraint(x, NamedSharding(after, spec))
 
     return jax.tree.map(placed, out, ends)
@@ -47,9 +52,7 @@ def automatically(
 
 def constrained(layout: Layout, x: jax.Array, spec: PartitionSpec) -> jax.Array:
     """An array that lies as the spec says; inside of `automatically`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    mesh = layout.auto_mesh if mesh.empty else mesh
-    return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return lax.with_sharding_constraint(x, NamedSharding(layout.auto_mesh, spec))
 
 
 def _untyped(x):

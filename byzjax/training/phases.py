@@ -15,13 +15,13 @@ from byzjax import base, checks
 from byzjax.attack import Attack
 from byzjax.base import Tree
 from byzjax.numerics import stacked
-from byzjax.training import workers
+from byzjax.training import places, workers
 from byzjax.training.setup import Setup
 from byzjax.training.state import Metrics, TrainState
 
 
 class Messages(NamedTuple):
-    """What the workers computed, the first `num_computed` of them."""
+    """What the workers computed, the first `num_rows` of them."""
 
     losses: jax.Array  # [n]
     model_states: Tree  # Leaves [n, ...].
@@ -61,7 +61,11 @@ def messages(setup: Setup, state: TrainState, batches: Any) -> Messages:
 
     operands = _poisoned(setup, batches), state.worker_state
     return workers.map_workers(
-        one_worker, operands, setup.num_computed, at_most=setup.workers_at_once
+        one_worker,
+        operands,
+        setup.num_rows,
+        at_most=setup.workers_at_once,
+        shards=setup.num_worker_shards,
     )
 
 
@@ -176,6 +180,8 @@ def _loss_and_more(setup, returned):
 def _poisoned(setup, batches):
     """The batches that are computed on, those of Byzantine workers poisoned."""
     computed, h = setup.num_computed, setup.num_honest
+    if setup.layout is not None:
+        return places.computed_batches(setup, setup.layout, batches)
     if setup.poison is None:
         return jax.tree.map(lambda x: x[:computed], batches)
     poisoned = jax.vmap(setup.poison)(jax.tree.map(lambda x: x[h:computed], batches))
