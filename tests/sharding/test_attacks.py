@@ -26,7 +26,7 @@ OTHERS = [
     "steps centered_clipping(1.0)",
     "steps foolsgold(num_workers=11)",
     "steps clipped_clustering()",
-    "steps with_key(bucketing(median(), 2), key=Array((), dtype=key<fry>))",
+    "steps with_key(bucketing(median(), 2), jax.random.key(5))",
 ]
 
 
