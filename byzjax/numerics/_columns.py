@@ -17,7 +17,7 @@ from jax import lax
 from byzjax import loops
 from byzjax.base import accumulator_dtype
 from byzjax.numerics import devices
-from byzjax.numerics._loops import on_all_cores
+from byzjax.numerics._loops import by_platform, on_all_cores
 from byzjax.numerics._reductions import row_sum
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
@@ -135,14 +135,6 @@ def total(parts: list[jax.Array]) -> jax.Array:
     return row_sum([part.astype(dtype) for part in parts])
 
 
-def _by_platform(function, *args):
-    return lax.platform_dependent(
-        *args,
-        cpu=functools.partial(function, on_cpu=True),
-        default=functools.partial(function, on_cpu=False),
-    )
-
-
 def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
@@ -224,7 +216,7 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
 
     def local(columns, centers):
         beside = structure.unflatten(columns[count:])
-        return _by_platform(whole_pass, columns[:count], beside, centers)
+        return by_platform(whole_pass, columns[:count], beside, centers)
 
     flat, structure = jax.tree.flatten(vectors)
     return devices.each(local, [*rows, *flat], centers, sums=True)
@@ -277,7 +269,7 @@ def map_blocks(of_block, tree, *scalars):
             groups.setdefault(x.dtype, []).append(k)
         for group in groups.values():
             loop = functools.partial(_one_loop, of_block)
-            loop = functools.partial(_by_platform, loop)
+            loop = functools.partial(by_platform, loop)
             results = devices.each(loop, [arrays[k] for k in group], *scalars)
             for k, result in zip(group, results, strict=True):
                 out[k] = result
@@ -351,6 +343,6 @@ def map_columns(of_block, num_rows, x, *scalars):
         return loops.fori_loop(0, -(-n // block), step, out)
 
     def local(columns, *scalars):
-        return [_by_platform(whole_pass, *columns, *scalars)]
+        return [by_platform(whole_pass, *columns, *scalars)]
 
     return devices.each(local, [x], *scalars)[0]

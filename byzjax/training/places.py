@@ -43,8 +43,16 @@ def computed_batches(setup: Setup, layout: Layout, batches: Any) -> Any:
     return jax.tree.map(either, batches, poisoned)
 
 
-def specs_of_state(setup: Setup, state: TrainState) -> TrainState:
-    """A `PartitionSpec` for each leaf of a `TrainState`, or `region.ANYWHERE`."""
+def specs_of_state(
+    setup: Setup, state: TrainState, *, first: bool = False
+) -> TrainState:
+    """A `PartitionSpec` for each leaf of a `TrainState`, or `region.ANYWHERE`.
+
+    Args:
+      setup: with a layout.
+      state: as it is kept between steps.
+      first: whether it is the first, all of which is placed.
+    """
     layout = setup.layout
     assert layout is not None
     way = Way(layout, state.params)
@@ -61,10 +69,14 @@ def specs_of_state(setup: Setup, state: TrainState) -> TrainState:
         params=params,
         prev_params=params,
         model_state=jax.tree.map(lambda x: PartitionSpec(), state.model_state),
-        worker_state=_like_params(state.worker_state, named, (layout.workers,)),
+        worker_state=_like_params(
+            state.worker_state, named, (layout.workers,), PartitionSpec(layout.workers)
+        ),
         attack_state=of_part(way, setup.attack, state.attack_state),
         aggregator_state=of_part(way, setup.aggregator, state.aggregator_state),
-        server_state=_like_params(state.server_state, named, ()),
+        server_state=_like_params(
+            state.server_state, named, (), PartitionSpec() if first else region.ANYWHERE
+        ),
         model_rule_states=(
             of_part(models, setup.model_attack, model_attack),
             of_part(models, setup.model_rule, model_rule)
@@ -87,10 +99,11 @@ def _named(params, specs):
     return {path: (leaf.shape, spec) for (path, leaf), spec in pairs}
 
 
-def _like_params(tree, named, lead):
+def _like_params(tree, named, lead, other):
     """Specs of a transform's state: a leaf like a parameter lies as that does.
 
-    Optimizers keep trees like the parameters, whose leaves end in the same path.
+    Optimizers keep trees like the parameters, whose leaves end in the same path. What
+    is like none is `other`, or if a scalar everywhere.
     """
 
     def of_leaf(path, x):
@@ -99,6 +112,6 @@ def _like_params(tree, named, lead):
             like = named.get(path[start:])
             if like is not None and like[0] == shape:
                 return PartitionSpec(*lead, *like[1])
-        return PartitionSpec(*lead) if lead else region.ANYWHERE
+        return PartitionSpec() if not x.ndim else other
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)

@@ -161,7 +161,7 @@ def trainer(
         first = functools.partial(_initial, setup)
         if layout is None:
             return first(params, model_state)
-        specs = functools.partial(places.specs_of_state, setup)
+        specs = functools.partial(places.specs_of_state, setup, first=True)
         return region.automatically(layout, first, (params, model_state), specs)
 
     def step(
