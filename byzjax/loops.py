@@ -2,14 +2,15 @@
 
 Inside `jax.shard_map` a type says over which axes of the mesh a value varies. A loop
 that starts from a constant and adds data to it changes that type, which `lax` refuses.
-Here the start is cast to what the loop makes of it. Outside of `jax.shard_map` these
-are `lax`'s own.
+Here both are cast to vary as either does. Outside of `jax.shard_map` these are `lax`'s
+own.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 _MOST_ROUNDS = 4  # What varies can only grow, and reaches its end in one or two.
@@ -18,7 +19,10 @@ _MOST_ROUNDS = 4  # What varies can only grow, and reaches its end in one or two
 def fori_loop(lower: Any, upper: Any, body: Callable[..., Any], start: Any) -> Any:
     """`lax.fori_loop`."""
     if _inside():
-        start = _settled(lambda carry: body(lax.full_like(lower, 0), carry), start)
+        start = _settled(lambda carry: body(jnp.int32(0), carry), start)
+        return lax.fori_loop(
+            lower, upper, lambda i, carry: _alike(body(i, carry), start), start
+        )
     return lax.fori_loop(lower, upper, body, start)
 
 
@@ -26,6 +30,7 @@ def while_loop(going: Callable[..., Any], body: Callable[..., Any], start: Any) 
     """`lax.while_loop`."""
     if _inside():
         start = _settled(body, start)
+        return lax.while_loop(going, lambda carry: _alike(body(carry), start), start)
     return lax.while_loop(going, body, start)
 
 
@@ -34,6 +39,12 @@ def scan(body: Callable[..., Any], start: Any, items: Any) -> Any:
     if _inside():
         first = jax.tree.map(lambda x: x[0], items)
         start = _settled(lambda carry: body(carry, first)[0], start)
+
+        def step(carry, item):
+            carry, out = body(carry, item)
+            return _alike(carry, start), out
+
+        return lax.scan(step, start, items)
     return lax.scan(body, start, items)
 
 
@@ -72,6 +83,11 @@ def _axes(kind: Any) -> frozenset[str]:
 def _cast(x, axes):
     lacking = tuple(axes - _axes(jax.typeof(x)))
     return lax.pcast(x, lacking, to="varying") if lacking else x
+
+
+def _alike(tree, like):
+    """A tree that varies at least as another does."""
+    return jax.tree.map(lambda x, y: _cast(x, _axes(jax.typeof(y))), tree, like)
 
 
 def _settled(body, start):

@@ -205,10 +205,11 @@ class Doors:
     def _ascending(self, group) -> np.ndarray:
         """The order in which the coordinates of a group's rest have their numbers."""
         rest = self._rest(group)
-        numbers = []
+        numbers: list[np.ndarray] = []
         for place in np.ndindex(*(self.layout.mesh.shape[n] for n in group.sharded)):
             at = dict(zip(group.sharded, place, strict=True))
-            last, lacking = [], rest
+            last: list[np.ndarray] = []
+            lacking = rest
             for k in reversed(group.leaves):
                 own = self._numbers_on(k, at, lacking)
                 last.insert(0, own)
@@ -216,7 +217,7 @@ class Doors:
             numbers.append(np.concatenate(last))
         return np.argsort(np.concatenate(numbers), kind="stable")
 
-    def _numbers_on(self, k, at, most):
+    def _numbers_on(self, k, at, most) -> np.ndarray:
         """Numbers of the last coordinates of leaf k that one device has."""
         shape = self.shapes[k]
         begin, counts = [], []
@@ -232,7 +233,7 @@ class Doors:
         inside = np.unravel_index(np.arange(total - min(most, total), total), counts)
         places = [i + b for i, b in zip(inside, begin, strict=True)]
         start = sum(math.prod(s) for s in self.shapes[:k])
-        return start + np.ravel_multi_index(places, shape).astype(np.int64)
+        return start + np.asarray(np.ravel_multi_index(places, shape), np.int64)
 
     # --- between ----------------------------------------------------------------------
 

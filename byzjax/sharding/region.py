@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 

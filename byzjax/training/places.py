@@ -43,9 +43,7 @@ def computed_batches(setup: Setup, layout: Layout, batches: Any) -> Any:
     return jax.tree.map(either, batches, poisoned)
 
 
-def specs_of_state(
-    setup: Setup, state: TrainState, *, first: bool = False
-) -> TrainState:
+def specs_of_state(setup: Setup, state: TrainState, *, first: bool = False) -> Any:
     """A `PartitionSpec` for each leaf of a `TrainState`, or `region.ANYWHERE`.
 
     Args:
@@ -64,7 +62,7 @@ def specs_of_state(
     def of_part(way, part, state):
         return None if part is None else way.specs_of_state(part.init, state)
 
-    return TrainState(
+    return state._replace(
         step=PartitionSpec(),
         params=params,
         prev_params=params,
