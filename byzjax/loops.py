@@ -16,9 +16,14 @@ from jax import lax
 _MOST_ROUNDS = 4  # What varies can only grow, and reaches its end in one or two.
 
 
+def is_one_of_many() -> bool:
+    """Whether what is traced runs on each device by itself, inside `jax.shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def fori_loop(lower: Any, upper: Any, body: Callable[..., Any], start: Any) -> Any:
     """`lax.fori_loop`."""
-    if _inside():
+    if is_one_of_many():
         start = _settled(lambda carry: body(jnp.int32(0), carry), start)
         return lax.fori_loop(
             lower, upper, lambda i, carry: _alike(body(i, carry), start), start
@@ -28,7 +33,7 @@ def fori_loop(lower: Any, upper: Any, body: Callable[..., Any], start: Any) -> A
 
 def while_loop(going: Callable[..., Any], body: Callable[..., Any], start: Any) -> Any:
     """`lax.while_loop`."""
-    if _inside():
+    if is_one_of_many():
         start = _settled(body, start)
         return lax.while_loop(going, lambda carry: _alike(body(carry), start), start)
     return lax.while_loop(going, body, start)
@@ -36,7 +41,7 @@ def while_loop(going: Callable[..., Any], body: Callable[..., Any], start: Any) 
 
 def scan(body: Callable[..., Any], start: Any, items: Any) -> Any:
     """`lax.scan` over the leading axis of some items."""
-    if _inside():
+    if is_one_of_many():
         first = jax.tree.map(lambda x: x[0], items)
         start = _settled(lambda carry: body(carry, first)[0], start)
 
@@ -52,7 +57,7 @@ def cond(
     chosen: Any, one: Callable[..., Any], other: Callable[..., Any], *operands: Any
 ) -> Any:
     """`lax.cond`, whose results vary by device if either does, or the choice."""
-    if not _inside():
+    if not is_one_of_many():
         return lax.cond(chosen, one, other, *operands)
     ends = [jax.eval_shape(branch, *operands) for branch in (one, other)]
     by_choice = _axes(jax.typeof(chosen))
@@ -68,11 +73,6 @@ def cond(
         return cast
 
     return lax.cond(chosen, alike(one), alike(other), *operands)
-
-
-def _inside() -> bool:
-    """Whether this is traced inside `jax.shard_map`."""
-    return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _axes(kind: Any) -> frozenset[str]:
