@@ -2,11 +2,13 @@
 
 `layout.py` says where workers lie on a mesh, `doors.py` has the way from workers to
 coordinates and back, `states.py` how rules' states are kept between steps, `region.py`
-how Explicit meshes are served, and `aggregate.py` a rule between the doors. The passes
-that know of devices are those of `numerics`.
+how Explicit meshes are served, `way.py` the way of all that goes with a stack, and
+`aggregate.py` a rule on it; `loading.py` has each process feed its own workers. The
+passes that know of devices are those of `numerics`.
 """
 
 from byzjax.sharding.aggregate import aggregate
 from byzjax.sharding.layout import Layout
+from byzjax.sharding.loading import place
 
-__all__ = ["Layout", "aggregate"]
+__all__ = ["Layout", "aggregate", "place"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -140,6 +141,22 @@ class Layout:
     def batches(self) -> NamedSharding:
         """Where batches `[m, ...]` belong, for `jax.device_put` and data loaders."""
         return NamedSharding(self.mesh, PartitionSpec(self.workers))
+
+    def workers_of_process(self, num_workers: int) -> list[int]:
+        """Which of m workers lie on devices of this process, in order.
+
+        Raises:
+          ValueError: m is no multiple of the devices that workers lie on.
+        """
+        shards = self.num_worker_shards
+        if num_workers % shards:
+            raise ValueError(
+                "Layout.workers_of_process needs num_workers to be a multiple of the "
+                f"{shards} shards of the workers' axis, got num_workers={num_workers}"
+            )
+        places = self.batches.addressable_devices_indices_map((num_workers,))
+        rows = np.arange(num_workers)
+        return sorted({int(row) for at in places.values() for row in rows[at]})
 
     def specs(self, tree: Any) -> list[PartitionSpec]:
         """The specs of the leaves of a tree like the parameters, in order.

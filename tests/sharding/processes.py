@@ -41,7 +41,12 @@ def found_by(module, folder, *arguments, num_devices=8):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    lines = out.read_text(encoding="utf-8").splitlines()
+    return read(out)
+
+
+def read(path):
+    """Entries of a file by name."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     return {entry["name"]: entry for entry in map(json.loads, lines)}
 
 
