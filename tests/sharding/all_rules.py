@@ -29,7 +29,7 @@ def main(path, kind, workers, *names):
         text = program.as_text()
         got = flat(program(updates, **arguments))
         alone = None
-        if rule.random:  # Whose oracle lists what may come of any draw.
+        if rule.random or rule.frozen:  # Oracles list all draws, or d×d matrices.
             alone = jax.jit(aggregator.aggregate)(ragged(x), **arguments)
             alone = float(np.max(np.abs(flat(alone) - got)))
         writer.write(
