@@ -3,7 +3,15 @@
 import importlib.metadata
 import sys
 
-from byzjax import attacks, layers, partition, poisoning, rules, written
+from byzjax import (
+    attacks,
+    layers,
+    partition,
+    poisoning,
+    rules,
+    sharding,
+    written,
+)
 from byzjax.aggregators.aksel import aksel
 from byzjax.aggregators.bulyan import bulyan
 from byzjax.aggregators.caf import caf
@@ -105,6 +113,7 @@ __all__ = [
     "phocas",
     "poisoning",
     "rules",
+    "sharding",
     "sign_majority",
     "signguard",
     "smea",

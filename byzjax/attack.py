@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from byzjax import base, checks, eager
@@ -128,7 +127,7 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
         """
         checks.extras("apply", extra, self.takes | {"num_byzantine", "key"})
         checks.stacked(updates)
-        state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
+        state = self.init(jax.tree.map(base.zeros_of_one, updates))
         return self.update(
             updates, state, None, num_byzantine=num_byzantine, key=key, **extra
         )[0]

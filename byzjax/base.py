@@ -14,9 +14,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from byzjax import checks, eager
+from byzjax import checks, eager, loops
 from byzjax.written import Written
 
 Tree = Any  # A pytree of arrays.
@@ -153,7 +152,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         if not self._serves(m):
             return of_some()
         # The same bits as without a mask, whose counts are constants.
-        return lax.cond(jnp.all(present), of_all, of_some)
+        return loops.cond(jnp.all(present), of_all, of_some)
 
     def _known_present(self, present, m):
         """A mask of bools [m], or None if all are known to be present.
@@ -238,8 +237,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         return eager.run(call, self._from_fresh_state, updates, **as_floats(extra))
 
     def _from_fresh_state(self, updates, **extra):
-        state = self.init(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), updates))
+        state = self.init(jax.tree.map(zeros_of_one, updates))
         return self.update(updates, state, None, **extra)[0]
+
+
+def zeros_of_one(leaf: jax.Array) -> jax.Array:
+    """Zeros like one row of a leaf `[m, ...]`, which is not read for it."""
+    return jnp.zeros(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def keywords(function: Callable[..., Any]) -> frozenset[str]:

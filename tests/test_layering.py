@@ -21,10 +21,21 @@ MAX_LINES = 350
 # Bottom to top. A module imports from lower layers, and from its own package within its
 # layer. The longest pattern that fits decides.
 LAYERS = [
-    ["byzjax.checks*", "byzjax.eager", "byzjax.written", "byzjax.layers*"],
+    [
+        "byzjax.checks*",
+        "byzjax.eager",
+        "byzjax.loops",
+        "byzjax.written",
+        "byzjax.layers*",
+    ],
     ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
     ["byzjax.attack", "byzjax.stacking"],
-    ["byzjax.numerics", "byzjax.numerics._loops", "byzjax.numerics._reductions"],
+    [
+        "byzjax.numerics",
+        "byzjax.numerics._loops",
+        "byzjax.numerics._reductions",
+        "byzjax.numerics.devices",
+    ],
     [
         "byzjax.numerics._network",
         "byzjax.numerics._words",
@@ -57,7 +68,12 @@ LAYERS = [
     ["byzjax.__main__", "byzjax.integrations*", "byzjax.testing*"],
 ]
 # What is asked for from outside of `numerics`, and of how many of them by one rule.
-FRONT = {"byzjax.numerics", "byzjax.numerics.order", "byzjax.numerics.stacked"}
+FRONT = {
+    "byzjax.numerics",
+    "byzjax.numerics.devices",
+    "byzjax.numerics.order",
+    "byzjax.numerics.stacked",
+}
 MOST_OF_FRONT = 2
 RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer}
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import claims, krum
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
@@ -114,4 +114,4 @@ def _repeated_krum(squared_distances, present, n, f, squared):
         scores = jnp.where(left, jnp.minimum(scores, largest), jnp.inf)
         return left.at[jnp.argmin(scores)].set(False)
 
-    return present & ~lax.fori_loop(0, n - 2 * f, step, present)
+    return present & ~loops.fori_loop(0, n - 2 * f, step, present)

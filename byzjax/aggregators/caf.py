@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
@@ -94,7 +94,7 @@ def caf(num_byzantine: int, *, scale: str = "all") -> Aggregator:
         c = geometry.finite.astype(gram.dtype)
         infinity = jnp.asarray(jnp.inf, gram.dtype)
         carry = jnp.int32(0), c, infinity, c, jnp.asarray(True)
-        best = lax.while_loop(filtering, step, carry)[3]
+        best = loops.while_loop(filtering, step, carry)[3]
         return stacked.normalized(best)
 
     return lift.geometric("caf", weigh, check=checks.minority("caf", f), absent=True)

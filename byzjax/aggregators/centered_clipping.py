@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from byzjax import base, checks
+from byzjax import base, checks, loops
 from byzjax.aggregators import claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
@@ -87,7 +86,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
 
             reach = geometry.in_unit(jnp.asarray(radius, geometry.gram.dtype))
             start = jnp.zeros((m,), geometry.gram.dtype)
-            shares = lax.fori_loop(0, num_iterations, step, start)
+            shares = loops.fori_loop(0, num_iterations, step, start)
         center = stacked.weighted_sum(updates, shares, origin=state.center)
         kept = jax.tree.map(lambda new, v: new.astype(v.dtype), center, state.center)
         return center, CenteredClippingState(kept)

@@ -12,9 +12,8 @@ import jax.core
 import jax.numpy as jnp
 import jax.typing
 import numpy as np
-from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.base import accumulator_dtype
 
 
@@ -108,6 +107,6 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
             jax.eval_shape(weighted)  # Which refuses weights whatever they are.
             return without() if equal else weighted()
-        return lax.cond(equal, without, weighted)
+        return loops.cond(equal, without, weighted)
 
     return either

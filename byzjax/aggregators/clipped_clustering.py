@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
@@ -149,4 +149,4 @@ def _two_clusters(distances, usable, linkage):
         return distances, sizes, labels, there.at[j].set(False)
 
     start = distances, sizes, jnp.arange(m, dtype=jnp.int32), jnp.ones((m,), bool)
-    return lax.fori_loop(0, max(0, m - 2), merge, start)[2]
+    return loops.fori_loop(0, max(0, m - 2), merge, start)[2]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import claims
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import order, stacked
@@ -103,7 +103,7 @@ def dnc(
             return kept + order.mark_nearest(scores, n - dropped), None
 
         start = jnp.zeros((m,), accumulator_dtype(rows[0].dtype))
-        kept, _ = lax.scan(step, start, jax.random.split(key, num_iterations))
+        kept, _ = loops.scan(step, start, jax.random.split(key, num_iterations))
         kept = jnp.where(finite, kept, -1)
         shares = stacked.normalized((kept == jnp.max(kept)).astype(start.dtype))
         shares = jnp.where(finite, shares, 0)
@@ -123,6 +123,9 @@ def _sampled_gram(rows, finite, unit, count, key):
     starts = np.arange(count + 1, dtype=np.int64) * total // count
     widths = np.diff(starts).astype(np.int32)
     drawn = jax.random.randint(key, (count,), 0, jnp.asarray(widths), jnp.int32)
+    if stacked.is_split():
+        wanted = jnp.asarray(starts[:-1].astype(np.uint32)) + drawn.astype(jnp.uint32)
+        return _gram_at(rows, wanted, finite, unit)
     parts, end = [], 0
     for x in rows:
         begin, end = end, end + x.shape[1]
@@ -135,11 +138,37 @@ def _sampled_gram(rows, finite, unit, count, key):
         at = at + drawn[first:last]
         inside = (at >= 0) & (at < end - begin)
         seen = jnp.asarray(x)[:, jnp.clip(at, 0, end - begin - 1)]
-        seen = seen.astype(accumulator_dtype(x.dtype))
-        seen = jnp.where(finite[:, None] & inside[None, :], seen, 0)
-        seen = seen * stacked.inverse(unit).astype(seen.dtype)
-        share = stacked.normalized(finite.astype(seen.dtype))
-        mean = jnp.matmul(share, seen, precision=lax.Precision.HIGHEST)
-        seen = jnp.where(finite[:, None], seen - mean[None, :], 0)
-        parts.append(jnp.matmul(seen, seen.T, precision=lax.Precision.HIGHEST))
+        parts.append(_centered_gram(seen, inside, finite, unit))
     return stacked.total(parts)
+
+
+def _centered_gram(seen, inside, finite, unit):
+    """The Gram matrix of the columns `inside`, around their mean."""
+    seen = seen.astype(accumulator_dtype(seen.dtype))
+    seen = jnp.where(finite[:, None] & inside[None, :], seen, 0)
+    seen = seen * stacked.inverse(unit).astype(seen.dtype)
+    share = stacked.normalized(finite.astype(seen.dtype))
+    mean = jnp.matmul(share, seen, precision=lax.Precision.HIGHEST)
+    seen = jnp.where(finite[:, None], seen - mean[None, :], 0)
+    return jnp.matmul(seen, seen.T, precision=lax.Precision.HIGHEST)
+
+
+def _gram_at(rows, wanted, finite, unit):
+    """`_centered_gram` of the coordinates of some numbers, where each device has some.
+
+    Numbers ascend in each array. They are passed as complements, so that what a device
+    is filled up with, zeros, comes last.
+    """
+
+    def local(columns, wanted, finite, unit):
+        parts = []
+        for x, left in zip(columns[: len(rows)], columns[len(rows) :], strict=True):
+            at = jnp.clip(jnp.searchsorted(~left, wanted), 0, left.shape[0] - 1)
+            inside = ~left[at] == wanted
+            parts.append(_centered_gram(x[:, at], inside, finite, unit))
+        return stacked.total(parts)
+
+    numbers = stacked.coordinates([x[0] for x in rows])
+    left = [~number for number in numbers]
+    columns = [*rows, *left]
+    return stacked.each(local, columns, wanted, finite, unit, sums=True)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import lift
-from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
 
@@ -70,14 +70,13 @@ def flame(*, noise: float = 0.001) -> Aggregator:
         norms = stacked.norms(updates, present).norms
         typical = order.middle(norms, present=present)
         scale = jnp.asarray(level, typical.dtype) * typical
-        leaves, structure = jax.tree.flatten(out)
-        keys = jax.random.split(key, len(leaves))
-        noisy = []
-        for own, leaf in zip(keys, leaves, strict=True):
-            dtype = accumulator_dtype(leaf.dtype)
-            drawn = jax.random.normal(own, leaf.shape, dtype) * scale.astype(dtype)
-            noisy.append((leaf.astype(dtype) + drawn).astype(leaf.dtype))
-        return jax.tree.unflatten(structure, noisy), state
+
+        def noisy(leaf, drawn):
+            drawn = drawn * scale.astype(drawn.dtype)
+            return (leaf.astype(drawn.dtype) + drawn).astype(leaf.dtype)
+
+        noise = stacked.drawn(out, key, jax.random.normal)
+        return jax.tree.map(noisy, out, noise), state
 
     return Aggregator(optax.init_empty_state, update)
 
@@ -93,7 +92,7 @@ def _majority_cluster(distances, others):
     def through(i, reach):
         return jnp.minimum(reach, jnp.maximum(reach[:, i, None], reach[i, None, :]))
 
-    reach = lax.fori_loop(0, m, through, lax.stop_gradient(distances))
+    reach = loops.fori_loop(0, m, through, lax.stop_gradient(distances))
     joined = jnp.sort(reach, axis=1)[:, others]
     first = jnp.argmin(joined)
     return reach[first] <= joined[first]

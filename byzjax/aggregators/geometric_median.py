@@ -6,9 +6,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import claims, lift, newton
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
@@ -185,4 +184,4 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
         return jnp.where(done, shares, new), done | (moved <= tolerance**2 * spread)
 
     carry = (start, jnp.asarray(False))
-    return lax.fori_loop(0, num_iterations, step, carry)[0]
+    return loops.fori_loop(0, num_iterations, step, carry)[0]

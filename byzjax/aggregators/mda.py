@@ -1,9 +1,8 @@
 """Minimum diameter averaging: the mean of the tightest m−f rows."""
 
 import jax.numpy as jnp
-from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import lift, subsets
 from byzjax.base import Aggregator
 from byzjax.numerics import order
@@ -59,7 +58,7 @@ def mda(num_byzantine: int) -> Aggregator:
                 return order.larger(widest, jnp.where(members[i], farthest, 0))
 
             start = jnp.zeros(members.shape[1:], squared_distances.dtype)
-            return lax.fori_loop(0, m, widen, start)
+            return loops.fori_loop(0, m, widen, start)
 
         return subsets.best(m, m - f, diameters, squared_distances.dtype) / (m - f)
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
+from byzjax import loops
 from byzjax.numerics import stacked
 
 # Newton's method ends when a full step is shorter than this share of the distance to
@@ -102,7 +103,7 @@ def _found(geometry, prior):
 
     far_off = jnp.asarray(jnp.inf, row.dtype)
     start = jnp.int32(0), row, best, far_off, jnp.zeros_like(row), jnp.int32(0)
-    _, shares, *_, total, there = lax.while_loop(going, step, start)
+    _, shares, *_, total, there = loops.while_loop(going, step, start)
     # Where z never left a row, that row exactly.
     left = (there > 0) & ~jnp.all(shares == row)
     shares = jnp.where(left, stacked.normalized(total), shares)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import claims, lift
 from byzjax.base import Aggregator, accumulator_dtype
 from byzjax.numerics import order, stacked
@@ -114,7 +114,7 @@ def _mean_shift_cluster(points, usable):
         total = jnp.matmul(inside, points, precision=lax.Precision.HIGHEST)
         return jnp.where(usable[:, None], total / count[:, None], centers)
 
-    centers = lax.fori_loop(0, 100, shift, points)
+    centers = loops.fori_loop(0, 100, shift, points)
     mass = jnp.where(usable, jnp.sum(distances_to(centers) <= bandwidth, axis=1), -1)
     # A centre stays unless a heavier one is within reach.
     ranked = jnp.lexsort((*(-centers.T[::-1]), -mass))
@@ -125,7 +125,7 @@ def _mean_shift_cluster(points, usable):
         at = ranked[i]
         return kept.at[at].set(usable[at] & ~jnp.any(kept & near[at]))
 
-    kept = lax.fori_loop(0, m, thin, jnp.zeros((m,), bool))
+    kept = loops.fori_loop(0, m, thin, jnp.zeros((m,), bool))
     distances = jnp.where(kept[:, None], distances_to(centers), jnp.inf)
     least = jnp.min(distances, axis=0)
     reached = usable & (least <= bandwidth)

@@ -1,10 +1,12 @@
 """Smallest maximum eigenvalue averaging: the mean of the least spread m−f rows."""
 
 import jax.numpy as jnp
+from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.aggregators import lift, subsets
 from byzjax.base import Aggregator
+from byzjax.numerics import stacked
 
 # Some seconds on two CPU cores.
 _MOST_SUBSETS = 500_000
@@ -53,13 +55,19 @@ def smea(num_byzantine: int) -> Aggregator:
         m = geometry.num_workers
         count = m - f
         gram = geometry.gram[:m, :m]
+        # On a CPU a batch waits for threads of the pool that it runs on: batches of as
+        # many devices as it has threads would wait for ever (jaxlib 0.10).
+        one_by_one = stacked.is_split() or loops.is_one_of_many()
+
+        def largest(matrices):
+            return jnp.linalg.eigvalsh(matrices, symmetrize_input=False)[..., -1]
 
         def eigenvalues(members):
             index = subsets.indices(members, count)  # [c, h]
             own = gram[index[:, :, None], index[:, None, :]]
             own = own - jnp.mean(own, axis=1, keepdims=True)
             own = own - jnp.mean(own, axis=2, keepdims=True)
-            top = jnp.linalg.eigvalsh(own, symmetrize_input=False)[:, -1]
+            top = lax.map(largest, own) if one_by_one else largest(own)
             harmed = jnp.any(members & ~geometry.finite[:, None], axis=0)
             return jnp.where(harmed | jnp.isnan(top), jnp.inf, top)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 
 _CHUNK = 4096
 
@@ -55,7 +55,7 @@ def best(m, count, cost, dtype):
         )
 
     start = jnp.asarray(jnp.inf, dtype), jnp.int32(0)
-    _, number = lax.fori_loop(0, -(-total // chunk), step, start)
+    _, number = loops.fori_loop(0, -(-total // chunk), step, start)
     return _subsets(m, count, number[None])[:, 0].astype(dtype)
 
 
@@ -78,7 +78,7 @@ def _subsets(m, count, numbers):
         return (number, wanted - taken.astype(jnp.int32)), taken
 
     start = numbers, jnp.full(numbers.shape, count, jnp.int32)
-    return lax.scan(step, start, begin)[1]
+    return loops.scan(step, start, begin)[1]
 
 
 def indices(members, count):

@@ -5,9 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 import jax.typing
-from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.attack import Attack
 from byzjax.attacks import lift, search
 from byzjax.attacks.alie import alie
@@ -100,7 +99,7 @@ def adaptive(
         least = jnp.asarray(-jnp.inf, radius.dtype)
         # One pass more than steps: what the last step led to is tried as well.
         carry = (begun, begun, least)
-        _, best, _ = lax.fori_loop(0, num_steps + 1, ascend, carry)
+        _, best, _ = loops.fori_loop(0, num_steps + 1, ascend, carry)
         sent = jax.tree.map(lambda b, x: b.astype(x.dtype), best, honest)
         return sent, SearchState(after, aggregated(sent)[1])
 

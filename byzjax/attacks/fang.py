@@ -6,9 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import jax.typing
-from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.attack import Attack
 from byzjax.attacks import lift
 from byzjax.base import Tree
@@ -144,6 +143,6 @@ def _against_krum(honest: Tree, f: int) -> Tree:
         return (tries < _MAX_HALVINGS) & going(step) & ~selected(step)
 
     halve = (jnp.int32(0), bound.astype(dtype))
-    _, step = lax.while_loop(again, lambda c: (c[0] + 1, c[1] / 2), halve)
+    _, step = loops.while_loop(again, lambda c: (c[0] + 1, c[1] / 2), halve)
     step = step * geometry.unit
     return jax.tree.map(lambda s: -(lift.number(step, s) * s), direction)

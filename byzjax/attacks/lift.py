@@ -51,14 +51,10 @@ def draw(
     *,
     exact: bool = False,
 ) -> Tree:
-    """Independent draws `[f, ...]`, one key a leaf, at least float32 unless `exact`."""
-    leaves, structure = jax.tree.flatten(honest)
-    keys = jax.random.split(checks.key(name, key), len(leaves))
-    drawn = []
-    for i, x in enumerate(leaves):
-        dtype = x.dtype if exact else accumulator_dtype(x.dtype)
-        drawn.append(sample(keys[i], (f, *x.shape[1:]), dtype))
-    return jax.tree.unflatten(structure, drawn)
+    """Independent draws `[f, ...]`, one key a row, at least float32 unless `exact`."""
+    keys = jax.random.split(checks.key(name, key), f)
+    one = jax.tree.map(lambda x: x[0], honest)
+    return jax.vmap(lambda key: stacked.drawn(one, key, sample, exact=exact))(keys)
 
 
 def to_rows(message: Tree, honest: Tree, f: int) -> Tree:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.attack import Attack
 from byzjax.attacks import lift
 from byzjax.base import Tree
@@ -88,13 +88,8 @@ def _learnt(warmup: int, num_byzantine: int | None) -> Attack:
 
     def init(params):
         zeros = jax.tree.map(lambda p: lift.wide(jnp.zeros_like(p)), params)
-        leaves, structure = jax.tree.flatten(zeros)
         # A fixed key: the draw only has to be no special direction.
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        drawn = [
-            jax.random.normal(keys[i], x.shape, x.dtype) for i, x in enumerate(leaves)
-        ]
-        start = jax.tree.unflatten(structure, drawn)
+        start = stacked.drawn(zeros, jax.random.key(0), jax.random.normal)
         return MimicState(jnp.int32(0), zeros, start, jnp.int32(0))
 
     def learn(honest, state):
@@ -114,7 +109,7 @@ def _learnt(warmup: int, num_byzantine: int | None) -> Attack:
         return MimicState(state.step + 1, mean, direction, worker)
 
     def forge(honest, own, state, *, num_byzantine, key=None, params=None, **extra):
-        state = jax.lax.cond(
+        state = loops.cond(
             state.step < warmup, learn, lambda _, state: state, honest, state
         )
         message = jax.tree.map(lambda x: x[state.worker], honest)

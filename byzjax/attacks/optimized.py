@@ -7,9 +7,8 @@ import jax.core
 import jax.numpy as jnp
 import jax.typing
 import numpy as np
-from jax import lax
 
-from byzjax import checks
+from byzjax import checks, loops
 from byzjax.attack import Attack
 from byzjax.attacks import lift, search
 from byzjax.attacks.search import SearchState
@@ -117,7 +116,7 @@ def optimized(
             jnp.asarray(step).astype(jnp.float32),
             jnp.asarray(True),
         )
-        best = lax.fori_loop(0, num_evaluations, trial, carry)[0]
+        best = loops.fori_loop(0, num_evaluations, trial, carry)[0]
         _, sent, state = try_out(best)
         return sent, state
 

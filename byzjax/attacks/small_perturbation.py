@@ -10,6 +10,7 @@ import numpy as np
 from byzjax.attack import Attack
 from byzjax.attacks import disguise, lift
 from byzjax.base import Tree
+from byzjax.numerics import stacked
 
 
 def small_perturbation(
@@ -73,17 +74,13 @@ def _axis(center: Tree, coordinate: int | None) -> Tree:
     """The unit vector of a coordinate, or all ones."""
     if coordinate is None:
         return jax.tree.map(jnp.ones_like, center)
-    leaves, structure = jax.tree.flatten(center)
+    leaves = jax.tree.leaves(center)
     sizes = [math.prod(x.shape) for x in leaves]
     if not -sum(sizes) <= coordinate < sum(sizes):
         raise ValueError(
             "small_perturbation needs a coordinate of the updates, got "
             f"coordinate={coordinate} for {sum(sizes)} coordinates"
         )
-    at = coordinate % sum(sizes)
-    axis = []
-    for x, size in zip(leaves, sizes, strict=True):
-        flat = jnp.zeros((size,), x.dtype)
-        axis.append((flat.at[at].set(1) if 0 <= at < size else flat).reshape(x.shape))
-        at -= size
-    return jax.tree.unflatten(structure, axis)
+    at = jnp.uint32(coordinate % sum(sizes))
+    numbers = stacked.coordinates(center)
+    return jax.tree.map(lambda x, n: (n == at).astype(x.dtype), center, numbers)

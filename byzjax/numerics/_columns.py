@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from byzjax import loops
 from byzjax.base import accumulator_dtype
-from byzjax.numerics._loops import on_all_cores
+from byzjax.numerics import devices
+from byzjax.numerics._loops import by_platform, on_all_cores
 from byzjax.numerics._reductions import row_sum
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
@@ -58,11 +60,12 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
 def _bundles(rows, vectors) -> list[list[int]]:
     """Which arrays go side by side: small ones of one dtype; others by themselves.
 
-    A tree of a hundred leaves would make a hundred loops, slow to compile.
+    A tree of a hundred leaves would make a hundred loops, slow to compile. On several
+    devices they are side by side already, each device's own.
     """
     groups: dict[object, list[int]] = {}
     for k, x in enumerate(rows):
-        small = math.prod(x.shape[1:]) <= _SMALL
+        small = math.prod(x.shape[1:]) <= _SMALL and not devices.is_split()
         kinds = x.dtype, None if vectors is None else vectors[k].dtype
         groups.setdefault(kinds if small else k, []).append(k)
     return list(groups.values())
@@ -132,14 +135,6 @@ def total(parts: list[jax.Array]) -> jax.Array:
     return row_sum([part.astype(dtype) for part in parts])
 
 
-def _by_platform(function, *args):
-    return lax.platform_dependent(
-        *args,
-        cpu=functools.partial(function, on_cpu=True),
-        default=functools.partial(function, on_cpu=False),
-    )
-
-
 def _block_columns(m: int, elements: int) -> int:
     return max(128, 1 << (max(1, elements // m).bit_length() - 1))
 
@@ -192,7 +187,7 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
 
         first = min(1, rows[0].shape[1])
         total = zeros(jax.eval_shape(lambda: summed(at(0, 0, first))))
-        for group in loops(rows, at_once):
+        for group in sharing_a_loop(rows, at_once):
             m, n = rows[group[0]].shape
             turns, cut, size = _blocks(
                 m, n, elements // len(group), max(1, at_once // len(group))
@@ -205,10 +200,10 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
 
             if turns >= _MANY:  # Terms of blocks are added up, and along rows once.
                 kept = zeros(jax.eval_shape(at_all, 0))
-                kept = lax.fori_loop(0, turns, lambda i, t: add(t, at_all(i)), kept)
+                kept = loops.fori_loop(0, turns, lambda i, t: add(t, at_all(i)), kept)
                 total = add(total, summed(kept))
             elif turns:
-                total = lax.fori_loop(
+                total = loops.fori_loop(
                     0, turns, lambda i, t: add(t, summed(at_all(i))), total
                 )
             done = turns * cut * size
@@ -217,10 +212,17 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
         return total
 
     centers = () if center is None else (jnp.asarray(center, jnp.int32),)
-    return _by_platform(whole_pass, rows, vectors, centers)
+    count = len(rows)
+
+    def local(columns, centers):
+        beside = structure.unflatten(columns[count:])
+        return by_platform(whole_pass, columns[:count], beside, centers)
+
+    flat, structure = jax.tree.flatten(vectors)
+    return devices.each(local, [*rows, *flat], centers, sums=True)
 
 
-def loops(rows, parts: int) -> list[list[int]]:
+def sharing_a_loop(rows, parts: int) -> list[list[int]]:
     """Which arrays share a loop: at most `parts`, of one width.
 
     Each is a part of the blocks: large ones would be cut up, and the program of a tree
@@ -267,7 +269,8 @@ def map_blocks(of_block, tree, *scalars):
             groups.setdefault(x.dtype, []).append(k)
         for group in groups.values():
             loop = functools.partial(_one_loop, of_block)
-            results = _by_platform(loop, [arrays[k] for k in group], *scalars)
+            loop = functools.partial(by_platform, loop)
+            results = devices.each(loop, [arrays[k] for k in group], *scalars)
             for k, result in zip(group, results, strict=True):
                 out[k] = result
         return out
@@ -301,7 +304,7 @@ def _one_loop(of_block, arrays, *scalars, on_cpu):
         return lax.dynamic_update_slice_in_dim(out, found, begins[k] + start, axis=0)
 
     out = jnp.zeros((begin[-1] + max(0, size - widths[-1]),), arrays[0].dtype)
-    out = lax.fori_loop(0, int(first[-1]), step, out)
+    out = loops.fori_loop(0, int(first[-1]), step, out)
     return jnp.split(out, begin[1:])[:-1]
 
 
@@ -337,6 +340,9 @@ def map_columns(of_block, num_rows, x, *scalars):
             return lax.dynamic_update_slice_in_dim(out, done, start, axis=1)
 
         out = jnp.zeros((num_rows, n), jax.eval_shape(of_block, x, *scalars).dtype)
-        return lax.fori_loop(0, -(-n // block), step, out)
+        return loops.fori_loop(0, -(-n // block), step, out)
 
-    return _by_platform(whole_pass, x, *scalars)
+    def local(columns, *scalars):
+        return [by_platform(whole_pass, *columns, *scalars)]
+
+    return devices.each(local, [x], *scalars)[0]

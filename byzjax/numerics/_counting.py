@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from byzjax import loops
 from byzjax.numerics._loops import on_all_cores
 from byzjax.numerics._reductions import nan_last, reduce_rows, smaller, sum_of_rows
 
@@ -42,7 +43,7 @@ def _counted(rows, rank):
         below = sum_of_rows((keys < higher[None]).astype(jnp.float32))
         return jnp.where(below <= rank, higher, found)
 
-    found = lax.fori_loop(0, size, step, jnp.full(rows.shape[1:], lowest))
+    found = loops.fori_loop(0, size, step, jnp.full(rows.shape[1:], lowest))
     return lax.bitcast_convert_type(turned(found), rows.dtype)
 
 

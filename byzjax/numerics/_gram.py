@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from byzjax import loops
 from byzjax.base import accumulator_dtype
 from byzjax.numerics import _columns, _pairs, _pairs_gpu, _range
 from byzjax.numerics._range import LARGEST_SQUARE
@@ -122,7 +123,7 @@ def _around_center(rows, origins, present):
         return jnp.asarray(False), found, unit
 
     # A loop of one turn at most, as in `_by_pairs`.
-    _, found, unit = lax.while_loop(lambda c: c[0], in_unit, (left, found, one))
+    _, found, unit = loops.while_loop(lambda c: c[0], in_unit, (left, found, one))
     return *found, unit
 
 
@@ -161,7 +162,7 @@ def _by_pairs(rows, *, present, measured, multiplied):
 
     # A loop of one turn at most: of a condition, both sides would run under vmap. Rules
     # that read distances alone are compiled without it.
-    _, gram = lax.while_loop(lambda carry: carry[0], by_products, (far_out, gram))
+    _, gram = loops.while_loop(lambda carry: carry[0], by_products, (far_out, gram))
     return gram, norms, distances, center
 
 
@@ -247,7 +248,7 @@ def _by_products(rows, origins, present, scale=None):
         nothing = jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((m,), dtype)
         last = jnp.int32(m - 1)
         start = jnp.int32(0), (*nothing, last, jnp.asarray(True), last)
-    _, (gram, squared_norms, center, _, _) = lax.while_loop(again, step, start)
+    _, (gram, squared_norms, center, _, _) = loops.while_loop(again, step, start)
     return gram, squared_norms, distances_in(gram)[:m, :m], center
 
 

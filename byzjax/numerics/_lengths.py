@@ -8,11 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from byzjax import base, checks
+from byzjax import base, checks, loops
 from byzjax.base import accumulator_dtype
-from byzjax.numerics import _columns, _range
+from byzjax.numerics import _columns, _range, devices
 from byzjax.numerics._columns import flat_rows, total
 from byzjax.numerics._geometry import root
 from byzjax.numerics._gram import product
@@ -90,7 +89,7 @@ def _squares_and_units(rows, center, present, index):
     known = _range.is_safe(squares) | (itself & (squares == 0))
     left = ~jnp.all(known if present is None else known | ~present)
     start = left, squares, one
-    _, squares, units = lax.while_loop(lambda carry: carry[0], in_units, start)
+    _, squares, units = loops.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
     return root(squares) * units, squares, units
 
@@ -134,7 +133,9 @@ def _lengths_jvp(index, primals, tangents):
 def _length(leaves):
     """The norm of a list of `[n]`. By products: XLA:CPU would copy what sums are of."""
     wide = [x.astype(accumulator_dtype(x.dtype)) for x in leaves]
-    squares = total([product(x, x) for x in wide])
+    squares = devices.each(
+        lambda parts: total([product(x, x) for x in parts]), wide, sums=True
+    )
     one = jnp.ones_like(squares)
 
     def in_unit(_):
@@ -145,7 +146,7 @@ def _length(leaves):
         return jnp.asarray(False), found, unit
 
     start = ~_range.is_safe(squares), squares, one
-    _, squares, unit = lax.while_loop(lambda carry: carry[0], in_unit, start)
+    _, squares, unit = loops.while_loop(lambda carry: carry[0], in_unit, start)
     return jnp.sqrt(squares) * unit
 
 

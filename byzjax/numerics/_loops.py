@@ -1,4 +1,8 @@
-"""What makes XLA:CPU run the operations of a loop on all cores."""
+"""Loops on CPUs and elsewhere: what makes XLA:CPU run one on all cores."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,3 +21,12 @@ def on_all_cores(i: jax.Array) -> jax.Array:
         return lax.sort(jnp.stack([i, i + 1]))[0]
 
     return lax.platform_dependent(i, cpu=by_sort, default=lambda i: i)
+
+
+def by_platform(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args, on_cpu=)`, which is chosen when a program is lowered."""
+    return lax.platform_dependent(
+        *args,
+        cpu=functools.partial(function, on_cpu=True),
+        default=functools.partial(function, on_cpu=False),
+    )

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax.numerics import _columns
+from byzjax import loops
+from byzjax.numerics import _columns, devices
 from byzjax.numerics._loops import on_all_cores
 
 # More rows are compared faster by a matrix product.
@@ -32,7 +33,8 @@ def measured(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
     Neither is finite for rows that are not, or whose square overflows.
     """
-    distances, norms = _matrix(_pass(rows, None), rows[0].shape[0])
+    of_pairs = devices.each(lambda rows: _pass(rows, None), rows, sums=True)
+    distances, norms = _matrix(of_pairs, rows[0].shape[0])
     return norms, distances
 
 
@@ -43,7 +45,7 @@ def multiplied(rows: list[jax.Array], center: jax.Array) -> tuple[jax.Array, jax
       `(x_i − c)·(x_j − c)` [m, m] with zeros in place of i = j, and `(x_i − c)·(−c)`
       [m], towards the origin.
     """
-    return _matrix(_pass(rows, center), rows[0].shape[0])
+    return _matrix(devices.each(_pass, rows, center, sums=True), rows[0].shape[0])
 
 
 def _matrix(of_pairs, m):
@@ -61,7 +63,7 @@ def _pass(rows, center):
     total = jnp.zeros((m * (m + 1) // 2,), dtype)
     most = _MOST_PIECES if center is None else _MOST_PIECES_OF_PRODUCTS
     rest = []
-    for group in _columns.loops(whole, len(whole)):
+    for group in _columns.sharing_a_loop(whole, len(whole)):
         arrays = [whole[k] for k in group]
         turns, tiles, pieces = _blocks(m, arrays[0].shape[1], most)
         if turns:
@@ -137,5 +139,5 @@ def _compared(arrays, center, turns, tiles, pieces, dtype):
 
     kept = jnp.zeros((tiles, len(first), lanes), dtype)
     for x in arrays:
-        kept = lax.fori_loop(0, turns, functools.partial(step, x), kept)
+        kept = loops.fori_loop(0, turns, functools.partial(step, x), kept)
     return jnp.sum(kept, axis=(0, 2))

@@ -11,6 +11,7 @@ import functools
 import jax.numpy as jnp
 from jax import lax
 
+from byzjax import loops
 from byzjax.numerics._loops import on_all_cores
 from byzjax.numerics._reductions import nan_last, row_sum
 
@@ -128,7 +129,7 @@ def _loop(words, ranks):
     alive = jnp.full((len(ranks), num_words, n), _ALL, jnp.uint32)
     left = jnp.asarray([[2 * rank] for rank in ranks], jnp.uint32)
     left = jnp.broadcast_to(left, (len(ranks), n))
-    return lax.fori_loop(0, _BITS, step, (alive, left, jnp.zeros_like(left)))[2]
+    return loops.fori_loop(0, _BITS, step, (alive, left, jnp.zeros_like(left)))[2]
 
 
 def _words(rows):

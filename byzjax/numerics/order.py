@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from byzjax import loops
 from byzjax.numerics._ranks import NETWORK_LIMIT, exact, mean_of_middle
 from byzjax.numerics._reductions import (
     larger,
@@ -250,7 +251,7 @@ def _nearest_of_many(rows, center, dropped, present):
 
     near = distances <= threshold[None]
     exactly = jnp.all(number(near) == count)
-    return lax.cond(exactly, lambda: mean(near), lowest)
+    return loops.cond(exactly, lambda: mean(near), lowest)
 
 
 def trimmed_mean(
@@ -360,4 +361,4 @@ def _weight_up_to(
         return total + jnp.where(below | tie, weight, 0), None
 
     items = (values, weights, jnp.arange(rows.shape[0]))
-    return lax.scan(add, jnp.zeros_like(values), items)[0]
+    return loops.scan(add, jnp.zeros_like(values), items)[0]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import base, checks
+from byzjax import base, checks, loops
 from byzjax.base import accumulator_dtype
 from byzjax.numerics import _columns, _range, order
 from byzjax.numerics._columns import flat_rows, total, widest_accumulator
@@ -35,16 +35,21 @@ from byzjax.numerics._lengths import distances_to_row, distances_to_tree, norm
 from byzjax.numerics._loops import on_all_cores
 from byzjax.numerics._range import LARGEST_SQUARE, inverse, power_of_two
 from byzjax.numerics._reductions import row_sum
+from byzjax.numerics.devices import coordinates, drawn, each, is_split
 
 __all__ = [
     "Geometry",
     "along_workers",
     "column_sums",
+    "coordinates",
     "distances_to_row",
     "distances_to_tree",
+    "drawn",
+    "each",
     "flat_rows",
     "geometry",
     "inverse",
+    "is_split",
     "mix",
     "norm",
     "normalized",
@@ -182,7 +187,7 @@ def _summed(few: int | None, x, w, first):
         start = on_all_cores(k) * _GROUP
         return total + _sum_of([start + j for j in range(_GROUP)], x, w)
 
-    return lax.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
+    return loops.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
 
 
 @_summed.defjvp

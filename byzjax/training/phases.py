@@ -16,13 +16,13 @@ from byzjax.attack import Attack
 from byzjax.base import Tree
 from byzjax.numerics import stacked
 from byzjax.shares import with_shares
-from byzjax.training import workers
+from byzjax.training import places, workers
 from byzjax.training.setup import Setup
 from byzjax.training.state import Metrics, TrainState, WorkerMetrics
 
 
 class Messages(NamedTuple):
-    """What the workers computed, the first `num_computed` of them."""
+    """What the workers computed, the first `num_rows` of them."""
 
     losses: jax.Array  # [n]
     model_states: Tree  # Leaves [n, ...].
@@ -65,10 +65,16 @@ def messages(
         return Messages(loss, new, aux, message, worker_state)
 
     if present is not None:
-        present = present[: setup.num_computed]
+        # Of rows that there are too many on some devices nothing is kept.
+        spare = setup.num_rows - setup.num_computed
+        present = jnp.pad(present[: setup.num_computed], (0, spare))
     operands = _poisoned(setup, batches), state.worker_state, present
     return workers.map_workers(
-        one_worker, operands, setup.num_computed, at_most=setup.workers_at_once
+        one_worker,
+        operands,
+        setup.num_rows,
+        at_most=setup.workers_at_once,
+        shards=setup.num_worker_shards,
     )
 
 
@@ -240,6 +246,8 @@ def _loss_and_more(setup, returned):
 def _poisoned(setup, batches):
     """The batches that are computed on, those of Byzantine workers poisoned."""
     computed, h = setup.num_computed, setup.num_honest
+    if setup.layout is not None:
+        return places.computed_batches(setup, setup.layout, batches)
     if setup.poison is None:
         return jax.tree.map(lambda x: x[:computed], batches)
     poisoned = jax.vmap(setup.poison)(jax.tree.map(lambda x: x[h:computed], batches))

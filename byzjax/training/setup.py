@@ -9,6 +9,8 @@ import optax
 from byzjax import checks
 from byzjax.attack import Attack
 from byzjax.base import Aggregator
+from byzjax.sharding.layout import Layout
+from byzjax.sharding.way import check_layout, check_workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Setup:
     model_attack: Attack | None
     workers_at_once: int | None
     report_workers: bool
+    layout: Layout | None = None
 
     def __post_init__(self):
         m = checks.count("trainer", num_workers=self.num_workers, minimum=1)
@@ -40,6 +43,7 @@ class Setup:
                 f"num_byzantine={f} and num_workers={m}"
             )
         self._check_parts()
+        self._check_layout()
         if self.max_grad_norm is not None:
             checks.number(
                 "trainer", max_grad_norm=self.max_grad_norm, open_interval=True
@@ -82,6 +86,18 @@ class Setup:
                     f"trainer needs {keyword} to be a function, got {value!r}"
                 )
 
+    def _check_layout(self):
+        if self.layout is None:
+            return
+        check_layout("trainer", self.layout)
+        check_workers("trainer", self.layout, self.num_workers)
+        if not isinstance(self.aggregator, Aggregator):
+            raise TypeError(
+                "trainer needs aggregator to be a byzjax.Aggregator with a layout, got "
+                f"{self.aggregator!r}: put what follows the rule in a chain into the "
+                "server, as server=optax.chain(...)"
+            )
+
     def taken_by(self, extra: Collection[str]) -> frozenset[str]:
         """Which extra arguments of a step the aggregator reads, or may read.
 
@@ -92,6 +108,16 @@ class Setup:
         if isinstance(self.aggregator, optax.GradientTransformationExtraArgs):
             return frozenset(extra)
         return frozenset()
+
+    @property
+    def num_worker_shards(self) -> int:
+        """Over how many devices the workers are spread."""
+        return 1 if self.layout is None else self.layout.num_worker_shards
+
+    @property
+    def num_rows(self) -> int:
+        """`num_computed`, and as many more as give every device equally many."""
+        return self.num_computed + -self.num_computed % self.num_worker_shards
 
     @property
     def num_honest(self) -> int:

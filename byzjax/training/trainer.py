@@ -5,6 +5,7 @@ aggregator, server transform, in this order; a run is `lax.scan` over steps and 
 over seeds is `vmap` over runs, each of them one XLA program.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,10 @@ from byzjax import checks
 from byzjax.aggregators.median import median
 from byzjax.attack import Attack
 from byzjax.base import Aggregator, Tree
-from byzjax.training import phases
+from byzjax.sharding import region
+from byzjax.sharding.layout import Layout
+from byzjax.sharding.way import Way
+from byzjax.training import phases, places
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
 from byzjax.transforms.per_worker import copies
@@ -39,6 +43,7 @@ def trainer(
     model_state_attack: Attack | None = None,
     workers_at_once: int | None = None,
     report_workers: bool = False,
+    layout: Layout | None = None,
 ) -> Trainer:
     r"""Synchronous training with m workers of which the last f are Byzantine.
 
@@ -88,6 +93,10 @@ def trainer(
         `Metrics.workers`: each worker's influence on the aggregate, and its distance
         from it. By one reverse pass through the rule that was run, and one over the
         messages; benchmarks/README.md has what it costs.
+      layout: the devices that workers and coordinates lie on, a
+        `byzjax.sharding.Layout`: gradients and the workers' states stay where their
+        batch is, `layout.batches`, and the step moves what an ordinary all-reduce of
+        the gradients moves. The result is the same, to rounding. None: XLA decides.
 
     Returns:
       A `Trainer`. `init(params, model_state=None)` → `TrainState`;
@@ -148,6 +157,7 @@ def trainer(
         model_attack=model_state_attack,
         workers_at_once=workers_at_once,
         report_workers=report_workers,
+        layout=layout,
     )
     given = (model_state_aggregator, model_state_attack) != (None, None)
     if not has_model_state and given:
@@ -157,7 +167,11 @@ def trainer(
         )
 
     def init(params: Tree, model_state: Tree = None) -> TrainState:
-        return _initial(setup, params, model_state)
+        first = functools.partial(_initial, setup)
+        if layout is None:
+            return first(params, model_state)
+        specs = functools.partial(places.specs_of_state, setup, first=True)
+        return region.automatically(layout, first, (params, model_state), specs)
 
     def step(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
@@ -168,17 +182,39 @@ def trainer(
         present = extra.get("present")
         if present is not None:
             checks.present("trainer.step", present, setup.num_workers)
+        if layout is None:
+            return one_step(state, batches, keys, extra)
+
+        def specs(out):
+            return places.specs_of_state(setup, out[0]), places.anywhere(out[1])
+
+        args = state, batches, keys, extra
+        return region.automatically(layout, one_step, args, specs)
+
+    def one_step(state, batches, keys, extra):
+        way, present = Way(layout, state.params), extra.get("present")
+        if present is not None:
             present = jnp.asarray(present)
         sent = phases.messages(setup, state, batches, present)
-        before = state.attack_state
-        rows, attack_state = phases.forged(
-            setup, attack, sent.rows, before, keys[0], state.params, present
+        sent = sent._replace(rows=way.rows(sent.rows, setup.num_computed))
+        inside = state._replace(
+            params=way.tree(state.params),
+            attack_state=_inside(way, attack, state.attack_state),
+            aggregator_state=_inside(way, aggregator, state.aggregator_state),
         )
-        direction, aggregator_state, of_workers = phases.aggregated(
-            setup, rows, state, keys[1], extra
-        )
-        params, server_state = phases.served(setup, direction, state)
-        model_state, model_rule_states = phases.model_state_of(
+        with way.passes():
+            rows, attack_state = phases.forged(
+                *(setup, attack, sent.rows, inside.attack_state),
+                *(keys[0], inside.params, present),
+            )
+            direction, aggregator_state, of_workers = phases.aggregated(
+                setup, rows, inside, keys[1], way.extras(extra)
+            )
+            metrics = phases.measured(setup, sent, direction, of_workers, present)
+        attack_state = _kept(way, attack, attack_state)
+        aggregator_state = _kept(way, aggregator, aggregator_state)
+        params, server_state = phases.served(setup, way.back(direction), state)
+        model_state, model_rule_states = _model_state(
             setup, sent.model_states, state, (keys[2], keys[3]), present
         )
         new_state = TrainState(
@@ -192,9 +228,39 @@ def trainer(
             server_state=server_state,
             model_rule_states=model_rule_states,
         )
-        return new_state, phases.measured(setup, sent, direction, of_workers, present)
+        return new_state, metrics
 
     return Trainer(init, step)
+
+
+def _inside(way, part, state):
+    """The state of an attack or rule as that reads it; of none as it is."""
+    return state if part is None else way.inside(part.init, state)
+
+
+def _kept(way, part, state):
+    """The state of an attack or rule as it is kept between steps."""
+    return state if part is None else way.kept(part.init, state)
+
+
+def _model_state(setup, new, state, keys, present):
+    """`phases.model_state_of`, on a layout's devices if there is one."""
+    if setup.layout is None or not jax.tree.leaves(state.model_state):
+        return phases.model_state_of(setup, new, state, keys, present)
+    way = Way(setup.layout.of_replicated, state.model_state)
+    parts = setup.model_attack, setup.model_rule
+    inner = [
+        _inside(way, part, own)
+        for part, own in zip(parts, state.model_rule_states, strict=True)
+    ]
+    inside = state._replace(
+        model_state=way.tree(state.model_state), model_rule_states=tuple(inner)
+    )
+    rows = way.rows(new, setup.num_computed)
+    with way.passes():
+        out, after = phases.model_state_of(setup, rows, inside, keys, present)
+    after = [_kept(way, part, own) for part, own in zip(parts, after, strict=True)]
+    return way.back(out), tuple(after)
 
 
 def _initial(setup, params, model_state):
@@ -209,19 +275,25 @@ def _initial(setup, params, model_state):
     params = jax.tree.map(jnp.copy, params)
     model_state = jax.tree.map(jnp.copy, model_state)
     attack, model_attack = setup.attack, setup.model_attack
-    worker_state = copies(setup.worker.init(params), setup.num_computed)
-    rule_state = setup.model_rule.init(model_state) if setup.has_model_state else None
+    worker_state = copies(setup.worker.init(params), setup.num_rows)
+    way, layout = Way(setup.layout, params), setup.layout
+    models = Way(None if layout is None else layout.of_replicated, model_state)
+    rule_state = None
+    if setup.has_model_state:
+        rule_state = models.first(setup.model_rule.init, model_state)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         prev_params=jax.tree.map(jnp.copy, params),
         model_state=model_state,
         worker_state=worker_state,
-        attack_state=None if attack is None else attack.init(params),
-        aggregator_state=setup.aggregator.init(params),
+        attack_state=None if attack is None else way.first(attack.init, params),
+        aggregator_state=way.first(setup.aggregator.init, params),
         server_state=setup.server.init(params),
         model_rule_states=(
-            None if model_attack is None else model_attack.init(model_state),
+            None
+            if model_attack is None
+            else models.first(model_attack.init, model_state),
             rule_state,
         ),
     )

@@ -10,7 +10,12 @@ from jax import lax
 
 
 def map_workers(
-    function: Callable[[Any], Any], operands: Any, count: int, *, at_most: int | None
+    function: Callable[[Any], Any],
+    operands: Any,
+    count: int,
+    *,
+    at_most: int | None,
+    shards: int = 1,
 ) -> Any:
     """`jax.vmap(function)`, in chunks of at most so many workers, as equal as can be.
 
@@ -19,10 +24,21 @@ def map_workers(
       operands: leaves `[count, ...]`.
       count: the number of workers.
       at_most: workers in a chunk; None is all.
+      shards: over how many devices the workers are spread, equally many on each: a
+        chunk takes as many of every device.
 
     Returns:
       The results, leaves `[count, ...]`.
     """
+    if at_most is not None and shards > 1:
+        local, most = count // shards, max(1, at_most // shards)
+
+        def on_one_device(rows):
+            return map_workers(function, rows, local, at_most=most)
+
+        parts = jax.tree.map(lambda x: x.reshape(shards, local, *x.shape[1:]), operands)
+        found = jax.vmap(on_one_device)(parts)
+        return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), found)
     chunks = 1 if at_most is None else -(-count // at_most)
     if chunks == 1:
         return jax.vmap(function)(operands)

@@ -1,0 +1,180 @@
+"""Training steps on eight devices beside those of one, and what they refuse."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import byzjax
+from benchmarks.collectives import collectives, largest
+from byzjax import attacks, sharding
+from tests.sharding import processes
+from tests.sharding.stacks import layout_of, mesh, strict
+
+F, WIDE = 3, 40
+SPECS = {
+    "bias": PartitionSpec(),
+    "first": PartitionSpec(None, "model"),
+    "last": PartitionSpec("model"),
+}
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    hidden = jnp.tanh(x @ params["first"] + params["bias"][None])
+    return jnp.mean((hidden @ params["last"] - y) ** 2)
+
+
+def with_state(params, model_state, batch):
+    loss = loss_fn(params, batch)
+    mean = jnp.mean(batch[0], axis=0)
+    new = jax.tree.map(lambda old: 0.9 * old + 0.1 * mean, model_state)
+    return loss, (new, {"size": jnp.sum(mean)})
+
+
+def params_of():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return {
+        "bias": jnp.zeros(WIDE),
+        "first": jax.random.normal(keys[0], (17, WIDE)),
+        "last": jax.random.normal(keys[1], (WIDE,)),
+    }
+
+
+def batches_of(m):
+    x = jax.random.normal(jax.random.key(1), (m, 4, 17))
+    return x, jnp.sin(jnp.sum(x, axis=-1))
+
+
+def common(m):
+    return dict(num_workers=m, num_byzantine=F)
+
+
+CASES = {
+    "storm alie": lambda m: dict(
+        worker=byzjax.storm(),
+        attack=attacks.alie(1.0),
+        aggregator=byzjax.ctma(byzjax.median(), F),
+        server=byzjax.anytime(optax.sgd(0.1)),
+        **common(m),
+    ),
+    "informed": lambda m: dict(
+        worker=byzjax.momentum(0.9),
+        attack=attacks.rop(aggregator=byzjax.centered_clipping(1.0)),
+        aggregator=byzjax.centered_clipping(1.0),
+        server=optax.trace(0.9),
+        **common(m),
+    ),
+    "chunks, poison, model state": lambda m: dict(
+        attack=attacks.sign_flip(),
+        poison=lambda batch: (batch[0], -batch[1]),
+        aggregator=byzjax.krum(F),
+        server=optax.sgd(0.1),
+        workers_at_once=8,
+        has_model_state=True,
+        has_aux=True,
+        **common(m),
+    ),
+}
+
+
+def run(case, m, layout):
+    arguments = CASES[case](m)
+    stateful = arguments.get("has_model_state", False)
+    loss = with_state if stateful else loss_fn
+    trainer = byzjax.trainer(loss, layout=layout, **arguments)
+    params, batches = params_of(), batches_of(m)
+    if layout is not None:
+        if layout.params is not None:
+            params = {
+                k: jax.device_put(x, NamedSharding(layout.mesh, SPECS[k]))
+                for k, x in params.items()
+            }
+        if m % layout.num_worker_shards == 0:
+            batches = jax.device_put(batches, layout.batches)
+    state = trainer.init(params, jnp.ones(17) if stateful else None)
+    step = jax.jit(trainer.step)
+    text = None
+    if layout is not None:
+        text = step.lower(state, batches, jax.random.key(0)).compile().as_text()
+    for k in range(2):
+        state, metrics = step(state, batches, jax.random.key(k))
+    assert step._cache_size() == 1
+    return state, metrics, text
+
+
+def specs(tree):
+    def of_leaf(x):
+        entries = [*x.sharding.spec, *[None] * x.ndim][: x.ndim]
+        return [list(e) if isinstance(e, tuple) else e for e in entries]
+
+    return [of_leaf(x) for x in jax.tree.leaves(tree)]
+
+
+def steps(writer):
+    two = [
+        sharding.Layout(mesh(kind, (4, 2), ("workers", "model")), params=SPECS)
+        for kind in ("auto", "explicit")
+    ]
+    for name, case, m, layout in (
+        ("flat", "storm alie", 16, layout_of("auto")),
+        ("explicit", "informed", 13, layout_of("explicit")),
+        ("parts", "chunks, poison, model state", 16, layout_of("explicit")),
+        ("two axes", "storm alie", 16, two[0]),
+        ("two explicit axes", "informed", 14, two[1]),
+    ):
+        alone = run(case, m, None)
+        state, metrics, text = run(case, m, layout)
+        kept = state.params, state.model_state, metrics
+        want = alone[0].params, alone[0].model_state, alone[1]
+        far = max(
+            float(np.max(np.abs(np.asarray(x) - np.asarray(y))))
+            for x, y in zip(jax.tree.leaves(kept), jax.tree.leaves(want), strict=True)
+        )
+        writer.write(
+            name,
+            far=far,
+            params=specs(state.params),
+            workers=specs(state.worker_state),
+            server=specs(state.server_state),
+            remembered=specs((state.attack_state, state.aggregator_state)),
+            shapes=[x.shape for x in jax.tree.leaves(state.worker_state)],
+            collectives=collectives(text),
+            largest=largest(text),
+        )
+
+
+def refused(writer):
+    eight, four = layout_of("auto"), layout_of("explicit")
+    half = jax.make_mesh((4,), ("workers",), devices=jax.devices()[4:])
+    elsewhere = jax.device_put(jnp.ones((8, 5)), sharding.Layout(half).batches)
+    other = jax.make_mesh((2, 4), ("workers", "model"))
+    typed = jax.device_put(jnp.ones((8, 5)), sharding.Layout(other).batches)
+    median = byzjax.median()
+    for name, layout, x in (
+        ("few workers", eight, jnp.ones((7, 5))),
+        ("other devices", eight, elsewhere),
+        ("another mesh", four, typed),
+    ):
+        rule = sharding.aggregate(median, layout)
+        for way, function in (("", rule.aggregate), (" jit", jax.jit(rule.aggregate))):
+            try:
+                function(x)
+            except ValueError as error:
+                writer.write(name + way, message=str(error))
+            else:
+                writer.write(name + way, message=None)
+
+
+def main(path):
+    strict()
+    writer = processes.Writer(path)
+    steps(writer)
+    refused(writer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

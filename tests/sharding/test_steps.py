@@ -1,0 +1,162 @@
+"""Training steps on eight host devices."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import byzjax
+from byzjax import sharding
+from byzjax.sharding.states import padded
+from tests.sharding import processes
+
+STEPS = ["flat", "explicit", "parts", "two axes", "two explicit axes"]
+D = 40 + 17 * 40 + 40
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return processes.found_by("all_steps", tmp_path_factory.mktemp("steps"))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_what_it_is_without_a_layout(found, name):
+    assert found[name]["far"] <= 2e-5
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_workers_keep_their_states(found, name):
+    assert all(spec[0] == "workers" for spec in found[name]["workers"])
+    assert all(shape[0] in (12, 16) for shape in found[name]["shapes"])
+
+
+def test_parameters_stay_on_the_second_axis(found):
+    wanted = [[None], [None, "model"], ["model"]]  # bias, first, last
+    for name in ("two axes", "two explicit axes"):
+        assert found[name]["params"] == wanted
+        assert ["workers", None, "model"] in found[name]["workers"]
+        assert [None, "model"] in found[name]["server"]
+
+
+def test_what_a_rule_remembers_of_coordinates_is_on_all_devices(found):
+    assert found["explicit"]["remembered"].count(["workers"]) == 3
+    both = [["workers", "model"]]
+    assert found["two explicit axes"]["remembered"].count(both) >= 3
+
+
+def test_a_step_moves_what_an_all_reduce_moves(found):
+    kinds = [kind for kind, _ in found["flat"]["collectives"]]
+    sizes = dict(found["flat"]["collectives"])
+    chunk = -(-D // 8)
+    assert kinds.count("all-to-all") == 1
+    assert sizes["all-to-all"] == 4 * 16 * chunk
+    assert kinds.count("collective-permute") == 0
+    back = ["all-gather", 4 * 8 * chunk]
+    assert found["flat"]["collectives"].count(back) == 1
+    others = [move for move in found["flat"]["collectives"] if move != back]
+    assert sum(n for kind, n in others if kind != "all-to-all") <= 4 * 8 * 17**2
+    assert found["flat"]["largest"] < 16 * D / 2
+
+
+def test_a_step_on_two_axes_moves_the_stack_once(found):
+    kinds = [kind for kind, _ in found["two axes"]["collectives"]]
+    assert kinds.count("all-to-all") == 1
+    assert kinds.count("collective-permute") == 0
+    assert found["two axes"]["largest"] < 16 * D / 2
+
+
+@pytest.mark.parametrize("way", ["", " jit"])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("few workers", "num_workers=7 and 8 devices"),
+        ("other devices", "{'workers': 8}, got one on {'workers': 4}"),
+        ("another mesh", "mesh"),
+    ],
+)
+def test_bad_input_is_refused_by_name(found, name, words, way):
+    message = found[name + way]["message"]
+    assert message is not None and words in message
+
+
+# --- on one device --------------------------------------------------------------------
+
+
+def one(**arguments):
+    return sharding.Layout(jax.make_mesh((1,), ("workers",)), **arguments)
+
+
+def test_one_device_is_a_mesh_as_well():
+    rule = byzjax.ctma(byzjax.median(), 1)
+    x = jnp.asarray([[1.0, 2.0], [3.0, 4.0], [9.0, -9.0]])
+    got = jax.jit(sharding.aggregate(rule, one()).aggregate)(x)
+    assert jnp.array_equal(got, rule.aggregate(x))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"workers": "seeds"}, "workers='seeds'"),
+        ({"workers": ()}, r"workers=\(\)"),
+        ({"workers": ("workers", "workers")}, "each once"),
+        ({"params": {"w": PartitionSpec("workers")}}, "beside the workers"),
+        ({"params": PartitionSpec("model")}, "'model'"),
+    ],
+)
+def test_a_layout_needs_the_axes_of_its_mesh(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        one(**arguments)
+
+
+def test_a_layout_needs_a_mesh_and_names():
+    with pytest.raises(TypeError, match="mesh"):
+        sharding.Layout("workers")
+    with pytest.raises(TypeError, match="workers=3"):
+        one(workers=3)
+    with pytest.raises(TypeError, match="PartitionSpec"):
+        one(params={"w": "model"})
+    manual = jax.make_mesh((1,), ("workers",), axis_types=(AxisType.Auto,))
+    assert sharding.Layout(manual) != one()
+    assert hash(one(params={"w": PartitionSpec()})) is not None
+
+
+def test_specs_fit_the_parameters():
+    mesh = jax.make_mesh((1, 1), ("workers", "model"))
+    layout = sharding.Layout(mesh, params={"w": PartitionSpec(None, "model")})
+    rule = sharding.aggregate(byzjax.median(), layout)
+    with pytest.raises(ValueError, match="structure"):
+        rule.aggregate({"v": jnp.ones((3, 2, 2))})
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        rule.aggregate({"w": jnp.ones((3, 2))})
+
+
+def test_a_trainer_needs_a_rule_by_itself():
+    parts = dict(server=optax.sgd(0.1), num_workers=3)
+    chain = optax.chain(byzjax.median(), optax.scale(1.0))
+    with pytest.raises(TypeError, match=r"server=optax\.chain"):
+        byzjax.trainer(lambda p, b: p, aggregator=chain, layout=one(), **parts)
+    with pytest.raises(TypeError, match="layout"):
+        byzjax.trainer(lambda p, b: p, aggregator=byzjax.median(), layout=3, **parts)
+    with pytest.raises(TypeError, match="layout"):
+        sharding.aggregate(byzjax.median(), "workers")
+    with pytest.raises(TypeError, match="aggregator"):
+        sharding.aggregate(optax.sgd(0.1), one())
+
+
+def test_a_state_is_kept_at_a_length_that_no_mesh_decides():
+    assert padded(1) == 5040
+    assert padded(5041) == 10080
+    for n in (10**5, 10**6 + 1, 10**7, 10**9):
+        assert n <= padded(n) <= 1.15 * n
+    assert padded(10**9) % 4096 == 0
+
+
+def test_a_state_of_another_rule_is_refused():
+    layout = one()
+    clipping = sharding.aggregate(byzjax.centered_clipping(1.0), layout)
+    x = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match="state"):
+        clipping.update(x, byzjax.centered_clipping(1.0).init(x[0]))
+    with pytest.raises(ValueError, match="state"):
+        clipping.update(x, optax.EmptyState())
