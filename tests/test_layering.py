@@ -29,7 +29,7 @@ LAYERS = [
         "byzjax.layers*",
     ],
     ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
-    ["byzjax.attack", "byzjax.stacking"],
+    ["byzjax.attack", "byzjax.stacking", "byzjax.aggregators.claims"],
     [
         "byzjax.numerics",
         "byzjax.numerics._loops",
