@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from byzjax import base, checks, eager
-from byzjax.base import Tree
+from byzjax import base, checks, eager, trees
+from byzjax.trees import Tree
 from byzjax.written import Written
 
 
@@ -58,7 +58,7 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
         ):
             f = _one_of(given, num_byzantine)
             m = checks.stacked(updates, params)
-            updates = base.as_arrays(updates)
+            updates = trees.as_arrays(updates)
             if f == 0:
                 return updates, state
             if not f < m:
@@ -74,18 +74,18 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
                     honest, own, state, num_byzantine=f, key=key, params=params, **extra
                 )
                 owner, what = "an attack", "its messages"
-                return base.stack_rows(honest, messages, owner, what), state
+                return trees.stack_rows(honest, messages, owner, what), state
 
             call = self.named(f"update with {f}")
             if not eager.may_run(call, (updates, state, params, key, extra)):
                 return attacked(updates, state, params, key, **extra)
-            extra = base.as_floats(extra)
+            extra = trees.as_floats(extra)
             return eager.run(call, attacked, updates, state, params, key, **extra)
 
         def checked_forge(honest, own, state, *, num_byzantine, **extra):
             f = _one_of(given, num_byzantine)
             checks.num_workers(honest)
-            honest = base.as_arrays(honest)
+            honest = trees.as_arrays(honest)
             if f == 0:
                 return jax.tree.map(lambda leaf: leaf[:0], honest), state
             if own is not None:
@@ -95,11 +95,11 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
                         "an attack needs num_byzantine rows of own messages, got "
                         f"{rows} and num_byzantine={f}"
                     )
-                own = base.as_arrays(own)
+                own = trees.as_arrays(own)
             sent, after = forge(honest, own, state, num_byzantine=f, **extra)
             # A bad batch of one honest worker is no reason to lose what was learnt.
             if jax.tree.structure(after) == jax.tree.structure(state):
-                after = base.kept(base.stays_finite(after, state), after, state)
+                after = trees.kept(trees.stays_finite(after, state), after, state)
             return sent, after
 
         self = super().__new__(cls, init, update)
@@ -127,7 +127,7 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
         """
         checks.extras("apply", extra, self.takes | {"num_byzantine", "key"})
         checks.stacked(updates)
-        state = self.init(jax.tree.map(base.zeros_of_one, updates))
+        state = self.init(jax.tree.map(trees.zeros_of_one, updates))
         return self.update(
             updates, state, None, num_byzantine=num_byzantine, key=key, **extra
         )[0]

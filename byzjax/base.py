@@ -12,13 +12,12 @@ from typing import Any, Protocol
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from byzjax import checks, eager, loops
+from byzjax import checks, eager, loops, trees
+from byzjax.trees import Tree
 from byzjax.written import Written
 
-Tree = Any  # A pytree of arrays.
 Check = Callable[[int], None]  # Raises if a rule cannot serve this many workers.
 
 
@@ -102,7 +101,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     ):
         def on_arrays(updates, state, params=None, *, present=None, **extra):
             m = checks.stacked(updates, params)
-            updates = as_arrays(updates)
+            updates = trees.as_arrays(updates)
             call, function = self.named("update"), update
             if present is None:
                 self.check(m)
@@ -111,7 +110,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
                 call, function = self.named("update of some"), self._of_some
             if not eager.may_run(call, (updates, state, params, extra)):
                 return function(updates, state, params, **extra)
-            extra = as_floats(extra)
+            extra = trees.as_floats(extra)
             return eager.run(call, function, updates, state, params, **extra)
 
         self = super().__new__(cls, init, on_arrays)
@@ -147,7 +146,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         def of_some():
             found = self.inside(updates, state, params, present=present, **extra)
             nothing = jax.tree.map(jnp.zeros_like, found[0]), state
-            return kept(self.enough(present), found, nothing)
+            return trees.kept(self.enough(present), found, nothing)
 
         if not self._serves(m):
             return of_some()
@@ -226,7 +225,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         checks.extras("aggregate", extra, self.takes | {"key", "weights", "present"})
         checks.stacked(updates)
-        updates = as_arrays(updates)
+        updates = trees.as_arrays(updates)
         if present is not None:
             m = len(jax.tree.leaves(updates)[0])
             extra["present"] = self._known_present(present, m)
@@ -234,16 +233,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         call = self.named("aggregate")
         if not eager.may_run(call, (updates, extra)):
             return self._from_fresh_state(updates, **extra)
-        return eager.run(call, self._from_fresh_state, updates, **as_floats(extra))
+        return eager.run(
+            call, self._from_fresh_state, updates, **trees.as_floats(extra)
+        )
 
     def _from_fresh_state(self, updates, **extra):
-        state = self.init(jax.tree.map(zeros_of_one, updates))
+        state = self.init(jax.tree.map(trees.zeros_of_one, updates))
         return self.update(updates, state, None, **extra)[0]
-
-
-def zeros_of_one(leaf: jax.Array) -> jax.Array:
-    """Zeros like one row of a leaf `[m, ...]`, which is not read for it."""
-    return jnp.zeros(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def keywords(function: Callable[..., Any]) -> frozenset[str]:
@@ -254,92 +250,6 @@ def keywords(function: Callable[..., Any]) -> frozenset[str]:
         return frozenset()
     names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     return frozenset(names - {"params", "num_byzantine"})
-
-
-def as_arrays(tree: Tree) -> Tree:
-    """NumPy's leaves as JAX's: float64 becomes float32 unless jax_enable_x64 is set."""
-
-    def of_leaf(leaf):
-        if not isinstance(leaf, np.ndarray):
-            return leaf
-        with np.errstate(over="ignore"):  # Out of float32's range is infinite.
-            return jnp.asarray(leaf)
-
-    return jax.tree.map(of_leaf, tree)
-
-
-def as_floats(extra):
-    """Extra arguments of NumPy or Python as JAX's, in the dtypes that rules read.
-
-    Weights as floats, as 2**40 samples fit no int32; other floats as `as_arrays`.
-    """
-
-    def of_leaf(leaf):
-        floating = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
-        return as_arrays(leaf) if floating else leaf
-
-    others = {name: value for name, value in extra.items() if name != "weights"}
-    others = jax.tree.map(of_leaf, others)
-    if "weights" not in extra:
-        return others
-    weights = extra["weights"]
-    if weights is None or isinstance(weights, jax.Array):
-        return {"weights": weights, **others}
-    given = np.asarray(weights)
-    if given.dtype.kind in "iuf":
-        with np.errstate(over="ignore"):
-            given = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
-    return {"weights": given, **others}
-
-
-def stack_rows(first: Tree, second: Tree, owner: str, what: str) -> Tree:
-    """Two stacked trees, `[h, ...]` and `[f, ...]`, as one, `[h + f, ...]`.
-
-    Args:
-      first: whose structure, shapes and dtypes the second has to have.
-      second: what is put below.
-      owner: whose error it is if they differ.
-      what: what the second is, for that error.
-    """
-    first, second = as_arrays(first), as_arrays(second)
-    checks.same_rows(owner, what, second, first)
-
-    def stack(a, b):
-        # Flat, as what reads them is: XLA:CPU would write them once in either shape.
-        rows = [x.reshape(len(x), a.size // len(a)) for x in (a, b)]
-        return jnp.concatenate(rows).reshape(len(a) + len(b), *a.shape[1:])
-
-    return jax.tree.map(stack, first, second)
-
-
-def all_finite(tree: Tree) -> jax.Array:
-    """Whether every number of a tree is finite."""
-    found = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
-
-
-def stays_finite(new: Tree, old: Tree) -> jax.Array:
-    """Whether every number of `new` is finite that is in `old`."""
-
-    def of_leaf(x, y):
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return jnp.asarray(True)
-        return jnp.all(jnp.isfinite(x) | ~jnp.isfinite(y))
-
-    found = jax.tree.leaves(jax.tree.map(of_leaf, new, old))
-    return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
-
-
-def kept(good: jax.Array, new: Tree, old: Tree) -> Tree:
-    """`new` where a step was good, else `old`, of the same structure."""
-    return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
-
-
-def accumulator_dtype(dtype) -> Any:
-    """What is computed in: float32, or wider where the leaf is wider."""
-    # NumPy's: that of jax.numpy refuses under jax_numpy_dtype_promotion="strict".
-    return jax.dtypes.canonicalize_dtype(np.promote_types(dtype, np.float32))
 
 
 def check_aggregator(name: str, rule: object) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, checks
-from byzjax.base import Aggregator, Tree
+from byzjax import base, checks, trees
+from byzjax.base import Aggregator
 from byzjax.shares import with_shares
+from byzjax.trees import Tree
 
 
 def influence(
@@ -72,7 +73,7 @@ def influence(
     checks.extras("influence", extra, rule.takes)
     checks.stacked(updates)
     # Half-precision rows would round the derivative, not only the result.
-    wide = jax.tree.map(_widened, base.as_arrays(updates))
+    wide = jax.tree.map(_widened, trees.as_arrays(updates))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), wide)
     if state is None:
         state = rule.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one))
@@ -92,4 +93,4 @@ def _widened(leaf):
     leaf = jnp.asarray(leaf)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
-    return leaf.astype(base.accumulator_dtype(leaf.dtype))
+    return leaf.astype(trees.accumulator_dtype(leaf.dtype))

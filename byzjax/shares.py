@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from byzjax.base import Tree
 from byzjax.numerics import stacked
+from byzjax.trees import Tree
 
 
 def with_shares(

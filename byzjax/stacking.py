@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byzjax import base, checks
-from byzjax.base import Tree
+from byzjax import checks
+from byzjax.trees import Tree, as_arrays
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
@@ -56,7 +56,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
     def of_leaf(*rows):
         if all(isinstance(row, np.ndarray | np.generic) for row in rows):
-            return base.as_arrays(np.stack(rows))  # One transfer rather than m.
+            return as_arrays(np.stack(rows))  # One transfer rather than m.
         return jnp.stack(rows)
 
     return jax.tree.map(of_leaf, *trees)

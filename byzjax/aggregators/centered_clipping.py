@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, checks, loops
+from byzjax import checks, loops, trees
 from byzjax.aggregators import claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
@@ -14,7 +14,7 @@ from byzjax.numerics import order, stacked
 class CenteredClippingState(NamedTuple):
     """State of `centered_clipping`."""
 
-    center: base.Tree  # v, leaves [...].
+    center: trees.Tree  # v, leaves [...].
 
 
 def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:

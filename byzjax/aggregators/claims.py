@@ -14,7 +14,7 @@ import jax.typing
 import numpy as np
 
 from byzjax import checks, loops
-from byzjax.base import accumulator_dtype
+from byzjax.trees import accumulator_dtype
 
 
 def refuse_weights(name: str, weights: jax.Array | None) -> None:

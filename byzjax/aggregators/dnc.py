@@ -8,8 +8,9 @@ from jax import lax
 
 from byzjax import checks, loops
 from byzjax.aggregators import claims
-from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
+from byzjax.trees import accumulator_dtype
 
 # Rows so much longer than most are outliers.
 _FARTHEST = 1e18

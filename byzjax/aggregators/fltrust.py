@@ -7,8 +7,9 @@ from jax import lax
 
 from byzjax import checks
 from byzjax.aggregators import claims
-from byzjax.base import Aggregator, accumulator_dtype, as_arrays
+from byzjax.base import Aggregator
 from byzjax.numerics import stacked
+from byzjax.trees import accumulator_dtype, as_arrays
 
 
 def fltrust() -> Aggregator:

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byzjax import base, checks
+from byzjax import checks, trees
 from byzjax.aggregators import claims
-from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.base import Aggregator
 from byzjax.numerics import stacked
+from byzjax.trees import accumulator_dtype
 
 
 class FoolsGoldState(NamedTuple):
     """State of `foolsgold`."""
 
-    history: base.Tree  # Sums of the updates so far, leaves [m, ...]; or None.
+    history: trees.Tree  # Sums of the updates so far, leaves [m, ...]; or None.
 
 
 def foolsgold(

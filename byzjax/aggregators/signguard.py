@@ -10,8 +10,9 @@ from jax import lax
 
 from byzjax import checks, loops
 from byzjax.aggregators import claims, lift
-from byzjax.base import Aggregator, accumulator_dtype
+from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
+from byzjax.trees import accumulator_dtype
 
 # Fractions of few coordinates are often equally far: up to this they count as equal.
 _ROUNDING = 1e-6

@@ -10,8 +10,8 @@ import jax.typing
 from byzjax import checks, loops
 from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Tree
 from byzjax.numerics import order, stacked
+from byzjax.trees import Tree
 
 # Fang et al. give up on a direction below this step.
 _SMALLEST_STEP = 1e-5

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from byzjax import checks
 from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Tree
+from byzjax.trees import Tree
 
 
 class FreeRiderState(NamedTuple):

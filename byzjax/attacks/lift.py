@@ -14,8 +14,8 @@ import jax.typing
 
 from byzjax import checks
 from byzjax.attack import Attack
-from byzjax.base import Tree, accumulator_dtype
 from byzjax.numerics import order, stacked
+from byzjax.trees import Tree, accumulator_dtype
 
 
 def one_message(

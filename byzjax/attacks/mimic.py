@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from byzjax import checks, loops
 from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Tree
 from byzjax.numerics import stacked
+from byzjax.trees import Tree
 
 
 class MimicState(NamedTuple):

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import jax.typing
 
-from byzjax import base
+from byzjax import trees
 from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Aggregator, Tree
+from byzjax.base import Aggregator
 from byzjax.numerics import stacked
+from byzjax.trees import Tree
 
 
 class RopState(NamedTuple):
@@ -103,7 +104,7 @@ def rop(
         sent = lift.to_rows(lift.shifted(place, z, turned), honest, num_byzantine)
         seen, rule_state = mu, state.rule_state
         if aggregator is not None:
-            rows = base.stack_rows(honest, sent, "an attack", "its messages")
+            rows = trees.stack_rows(honest, sent, "an attack", "its messages")
             seen, rule_state = aggregator.update(rows, rule_state, params, key=key)
         seen = jax.tree.map(lambda c, r: c.astype(r.dtype), seen, state.reference)
         return sent, RopState(state.step + 1, seen, rule_state)

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from byzjax import base
+from byzjax import trees
 from byzjax.attack import Attack
 from byzjax.attacks import lift
-from byzjax.base import Aggregator, Tree
+from byzjax.base import Aggregator
+from byzjax.trees import Tree
 
 
 class SearchState(NamedTuple):
@@ -56,7 +57,7 @@ def over(
         def aggregated(sent):
             # The search is in float32 at least.
             sent = jax.tree.map(lambda b, x: b.astype(x.dtype), sent, honest)
-            rows = base.stack_rows(honest, sent, "an attack", "its messages")
+            rows = trees.stack_rows(honest, sent, "an attack", "its messages")
             return aggregator.update(rows, state.rule_state, params, key=rule_key)
 
         return worst(honest, forged, aggregated)

@@ -9,8 +9,8 @@ import numpy as np
 
 from byzjax.attack import Attack
 from byzjax.attacks import disguise, lift
-from byzjax.base import Tree
 from byzjax.numerics import stacked
+from byzjax.trees import Tree
 
 
 def small_perturbation(

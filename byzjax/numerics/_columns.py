@@ -15,10 +15,10 @@ import numpy as np
 from jax import lax
 
 from byzjax import loops
-from byzjax.base import accumulator_dtype
 from byzjax.numerics import devices
 from byzjax.numerics._loops import by_platform, on_all_cores
 from byzjax.numerics._reductions import row_sum
+from byzjax.trees import accumulator_dtype
 
 # Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
 # read again and again in half of it: in less, many kernels would be started for little

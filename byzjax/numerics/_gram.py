@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 
 from byzjax import loops
-from byzjax.base import accumulator_dtype
 from byzjax.numerics import _columns, _pairs, _pairs_gpu, _range
 from byzjax.numerics._range import LARGEST_SQUARE
+from byzjax.trees import accumulator_dtype
 
 # The centre is taken to be far off when most workers are this much farther from it
 # (squared) than from some worker: distances would lose more than 1e-4.

@@ -9,20 +9,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, checks, loops
-from byzjax.base import accumulator_dtype
+from byzjax import checks, loops, trees
 from byzjax.numerics import _columns, _range, devices
 from byzjax.numerics._columns import flat_rows, total
 from byzjax.numerics._geometry import root
 from byzjax.numerics._gram import product
 from byzjax.numerics._range import inverse, power_of_two
+from byzjax.trees import accumulator_dtype
 
 # A row is an outlier when it is so much longer than most, and than one.
 _FARTHEST = 1e18
 
 
 def distances_to_tree(
-    updates: base.Tree, center: base.Tree | None, present: jax.Array | None = None
+    updates: trees.Tree, center: trees.Tree | None, present: jax.Array | None = None
 ) -> jax.Array:
     """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf for an outlier.
 
@@ -39,7 +39,7 @@ def distances_to_tree(
 
 
 def distances_to_row(
-    updates: base.Tree, index: int, present: jax.Array | None = None
+    updates: trees.Tree, index: int, present: jax.Array | None = None
 ) -> jax.Array:
     """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
     rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
@@ -53,7 +53,7 @@ def _near(lengths, present):
     return jnp.where(near if present is None else near & present, lengths, jnp.inf)
 
 
-def norm(tree: base.Tree) -> jax.Array:
+def norm(tree: trees.Tree) -> jax.Array:
     """The Euclidean norm over a whole tree `[...]`, in range as `distances_to_tree`."""
     return _length(_flat(jax.tree.leaves(tree)))
 

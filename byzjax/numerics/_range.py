@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax.base import accumulator_dtype
+from byzjax.trees import accumulator_dtype
 
 # A squared distance above this makes its row an outlier: sums of a few stay finite.
 LARGEST_SQUARE = 1e36

@@ -68,3 +68,13 @@ def row_sum(rows: Sequence[jax.Array]) -> jax.Array:
         pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
         values = pairs + ([values[-1]] if len(values) % 2 else [])
     return values[0]
+
+
+def column(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Weights `[m]` shaped to go with `[m, ...]`."""
+    return weights.reshape(weights.shape + (1,) * (rows.ndim - 1))
+
+
+def as_number(count: int | jax.Array, dtype) -> int | jax.Array:
+    """A count as what goes with arrays of a dtype."""
+    return count if isinstance(count, int) else count.astype(dtype)

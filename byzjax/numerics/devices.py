@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from byzjax.base import Tree, accumulator_dtype
 from byzjax.numerics._reductions import row_sum
+from byzjax.trees import Tree, accumulator_dtype
 
 # Elements that all devices' parts of a sum may have in all for each to fetch them all.
 # Of more each adds up its share, which is then fetched, at twice the cost of one part.

@@ -18,12 +18,19 @@ from jax import lax
 from byzjax import loops
 from byzjax.numerics._ranks import NETWORK_LIMIT, exact, mean_of_middle
 from byzjax.numerics._reductions import (
+    as_number,
+    column,
     larger,
     nan_last,
     reduce_rows,
     row_sum,
     smaller,
     sum_of_rows,
+)
+from byzjax.numerics._weighted import (
+    weighted_median,
+    weighted_trimmed_mean,
+    without_slivers,
 )
 
 __all__ = [
@@ -132,7 +139,7 @@ def _filled(rows, present, fill):
     """Rows `[m, ...]`, with `fill`, one or one a row, where they are not present."""
     fill = jnp.broadcast_to(jnp.asarray(fill, rows.dtype), present.shape)
     if present.shape[0] > NETWORK_LIMIT:
-        return jnp.where(_column(present, rows), rows, _column(fill, rows))
+        return jnp.where(column(present, rows), rows, column(fill, rows))
     # One by one where a network is to follow, as in `take`.
     filled = zip(present, rows, fill, strict=True)
     return jnp.stack([jnp.where(*one) for one in filled])
@@ -149,11 +156,6 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
             for i in range(count)
         ]
     )
-
-
-def as_number(count: int | jax.Array, dtype) -> int | jax.Array:
-    """A count as what goes with arrays of a dtype."""
-    return count if isinstance(count, int) else count.astype(dtype)
 
 
 def mark_nearest(distances: jax.Array, count: int | jax.Array) -> jax.Array:
@@ -290,75 +292,3 @@ def trimmed_mean(
     rest = (total - trim * ((low - near) + (high - near))) / count
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     return jnp.where(finite, near + rest, low + high)
-
-
-def weighted_median(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """The first value in sorted order whose cumulative weight exceeds one half."""
-    half = jnp.sum(weights) / 2
-    reached = _weight_up_to(rows, weights)
-    # The smallest value that reaches half; compared as values, so ties are no matter.
-    values = nan_last(rows)
-    far = jnp.asarray(jnp.inf, rows.dtype)
-    return jnp.min(jnp.where(reached > half, values, far), axis=0)
-
-
-def weighted_trimmed_mean(
-    rows: jax.Array,
-    weights: jax.Array,
-    trim: int,
-    present: jax.Array | None = None,
-) -> jax.Array:
-    """The mean of the weight left when `trim` of m parts of it are cut at each end.
-
-    Of n parts where n rows are present; the weights of others are zero.
-    """
-    m = rows.shape[0]
-    parts = m if present is None else as_number(jnp.sum(present), rows.dtype)
-    total = jnp.sum(weights)
-    low = total * trim / parts
-    high = total - low
-    end = _weight_up_to(rows, weights, break_ties=True)
-    start = end - _column(weights, rows)
-    kept = jnp.minimum(end, high) - jnp.maximum(start, low)
-    kept = without_slivers(kept, jnp.minimum(start - low, high - end), total)
-    values = jnp.where(kept > 0, nan_last(rows), 0)
-    terms = [kept[i] * values[i] for i in range(m)]
-    return row_sum(terms) / row_sum([kept[i] for i in range(m)])
-
-
-def without_slivers(kept: jax.Array, inside: jax.Array, total: jax.Array) -> jax.Array:
-    """Parts `[m, ...]` of a total weight, 0 where they may be left by rounding only.
-
-    A row that is cut has no weight at all: it may be infinite. A light one is no sliver
-    if it lies well inside of what is kept, by `inside` `[m, ...]`.
-    """
-    rounding = kept.shape[0] * jnp.finfo(kept.dtype).eps * total
-    return jnp.where((kept > rounding) | (inside > rounding), kept, 0)
-
-
-def _column(weights: jax.Array, rows: jax.Array) -> jax.Array:
-    """Weights `[m]` shaped to go with `[m, ...]`."""
-    return weights.reshape(weights.shape + (1,) * (rows.ndim - 1))
-
-
-def _weight_up_to(
-    rows: jax.Array, weights: jax.Array, *, break_ties: bool = False
-) -> jax.Array:
-    """For every value the total weight of the values not above it, `[m, ...]`.
-
-    With `break_ties`, equal values are ordered by row, so every value has a place of
-    its own in the order.
-    """
-    values = nan_last(rows)
-    index = _column(jnp.arange(rows.shape[0]), rows)
-
-    def add(total, item):
-        value, weight, at = item
-        below = value[None] < values
-        tie = value[None] == values
-        if break_ties:
-            tie &= at <= index
-        return total + jnp.where(below | tie, weight, 0), None
-
-    items = (values, weights, jnp.arange(rows.shape[0]))
-    return loops.scan(add, jnp.zeros_like(values), items)[0]

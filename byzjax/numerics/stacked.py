@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from byzjax import base, checks, loops
-from byzjax.base import accumulator_dtype
+from byzjax import checks, loops, trees
 from byzjax.numerics import _columns, _range, order
 from byzjax.numerics._columns import flat_rows, total, widest_accumulator
 from byzjax.numerics._geometry import (
@@ -33,9 +32,11 @@ from byzjax.numerics._geometry import (
 from byzjax.numerics._gram import centered_gram, product
 from byzjax.numerics._lengths import distances_to_row, distances_to_tree, norm
 from byzjax.numerics._loops import on_all_cores
+from byzjax.numerics._mixing import means, mixed
 from byzjax.numerics._range import LARGEST_SQUARE, inverse, power_of_two
 from byzjax.numerics._reductions import row_sum
 from byzjax.numerics.devices import coordinates, drawn, each, is_split
+from byzjax.trees import accumulator_dtype
 
 __all__ = [
     "Geometry",
@@ -72,9 +73,9 @@ _GROUP = 8  # Rows of many that are added up at once: with more, memory is slowe
 
 
 def geometry(
-    updates: base.Tree,
+    updates: trees.Tree,
     *,
-    origin: base.Tree | None = None,
+    origin: trees.Tree | None = None,
     present: jax.Array | None = None,
 ) -> Geometry:
     """Reads the geometry of a stack, in one pass over it in the ordinary case.
@@ -99,7 +100,7 @@ def geometry(
     return masked(gram, squares, distances, near, unit, present)
 
 
-def norms(updates: base.Tree, present: jax.Array | None = None) -> Geometry:
+def norms(updates: trees.Tree, present: jax.Array | None = None) -> Geometry:
     """A geometry of norms alone: `gram` and `squared_distances` are empty `[0, 0]`."""
     lengths = distances_to_tree(updates, None, present)
     nothing = jnp.zeros((0, 0), lengths.dtype)
@@ -109,9 +110,9 @@ def norms(updates: base.Tree, present: jax.Array | None = None) -> Geometry:
 
 def along_workers(
     reduce: Callable[..., jax.Array],
-    updates: base.Tree,
+    updates: trees.Tree,
     weights: jax.Array | None = None,
-) -> base.Tree:
+) -> trees.Tree:
     """`reduce` over the rows of a stack, `[m, ...]` → `[...]`, in at least float32.
 
     A network over the rows fuses into one pass. Sorts of more rows, and of weights,
@@ -137,12 +138,12 @@ def along_workers(
 
 
 def weighted_sum(
-    updates: base.Tree,
+    updates: trees.Tree,
     weights: jax.Array,
     *,
-    origin: base.Tree | None = None,
+    origin: trees.Tree | None = None,
     at_most: int | None = None,
-) -> base.Tree:
+) -> trees.Tree:
     """Σ weights_i x_i, plus what the weights lack to one times the origin.
 
     A row of weight zero is not read into the sum at all. Up to 64 rows, or weights that
@@ -214,7 +215,7 @@ def _beside(weights, rows):
     return weights.reshape((-1,) + (1,) * (rows.ndim - 1))
 
 
-def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
+def scale(updates: trees.Tree, factors: jax.Array) -> trees.Tree:
     """The stack y_i = `factors`_i x_i; any row of factor zero becomes zeros.
 
     Args:
@@ -231,14 +232,14 @@ def scale(updates: base.Tree, factors: jax.Array) -> base.Tree:
 
 
 def mix(
-    updates: base.Tree,
+    updates: trees.Tree,
     matrix: jax.Array,
     finite: jax.Array,
     *,
     sizes: Sequence[int] | None = None,
     fewer: bool = False,
     reduce: Callable[[jax.Array], jax.Array] | None = None,
-) -> base.Tree:
+) -> trees.Tree:
     """The stack y = `matrix` x of n rows, or `reduce` of it, which is then not formed.
 
     Means that list at most 256 rows in all are read row by row into what reduces them,
@@ -264,12 +265,12 @@ def mix(
         return mixed if reduce is None else reduce(mixed)[None]
 
     def of_block(x, matrix, finite):
-        return finished(_mixed(x, matrix, finite))
+        return finished(mixed(x, matrix, finite))
 
     def of_leaf(x):
         flat = flat_rows(x)
         if few is not None:
-            out = finished(_means(few, flat, members, finite, counts))
+            out = finished(means(few, flat, members, finite, counts))
         else:
             rows = n if reduce is None else 1
             out = _columns.map_columns(of_block, rows, flat, matrix, finite)
@@ -287,63 +288,14 @@ def mix(
     return _columns.map_blocks(of_columns, updates, matrix, finite)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _means(sizes, x, members, finite, counts):
-    """Means `[n, b]` of the rows that `members` `[n, ...]` lists, `sizes` of them.
-
-    Of the first `counts` `[n]` of these, if given, and zeros where it is none. Read row
-    by row: what reduces them fuses with them into one pass.
-    """
-    x = x.astype(accumulator_dtype(x.dtype))
-    # Sums of finite rows are finite over a power of two. It is no constant: XLA would
-    # take one out of the sum again.
-    unit = jnp.asarray(2.0 ** max(sizes).bit_length(), x.dtype)
-    shares = jnp.where(finite, 1 / unit, jnp.nan)
-
-    def mean(i):
-        rows = order.take(x, members[i, : sizes[i]])
-        terms = [row * shares[i] for row in rows]
-        if counts is None:
-            return row_sum(terms) / sizes[i] * unit
-        # A select of rows, for one that is not listed may be infinite.
-        terms = [jnp.where(j < counts[i], term, 0) for j, term in enumerate(terms)]
-        return row_sum(terms) / jnp.maximum(counts[i], 1).astype(x.dtype) * unit
-
-    return jnp.stack([mean(i) for i in range(len(sizes))])
-
-
-@_means.defjvp
-def _means_jvp(sizes, primals, tangents):
-    # A product: backwards, a sum of so many single rows would be slow.
-    x, members, finite, counts = primals
-    moved = tangents[0].astype(accumulator_dtype(x.dtype))
-    number = jnp.asarray(sizes) if counts is None else counts
-    listed = jnp.arange(members.shape[1])[None] < number[:, None]
-    hits = members[:, :, None] == np.arange(x.shape[0])[None, None]
-    matrix = jnp.any(hits & listed[:, :, None], axis=1).astype(moved.dtype)
-    matrix = jnp.where(finite[:, None], matrix, 0)
-    matrix = matrix / jnp.maximum(number, 1).astype(moved.dtype)[:, None]
-    return _means(sizes, x, members, finite, counts), product(matrix, moved.T)
-
-
-def _mixed(x, matrix, finite):
-    """A block of y = `matrix` x, `[m, b]` → `[n, b]`."""
-    x = x.astype(accumulator_dtype(x.dtype))
-    read = jnp.any(matrix != 0, axis=0)
-    clean = jnp.where(read[:, None] & jnp.isfinite(x), x, 0)
-    matrix = jnp.where(finite[:, None], matrix, 0).astype(x.dtype)
-    mixed = jnp.matmul(matrix, clean, precision=lax.Precision.HIGHEST)
-    return jnp.where(finite[:, None], mixed, jnp.nan)
-
-
 def column_sums(
-    terms: Callable[..., base.Tree],
-    updates: base.Tree,
-    beside: base.Tree | None = None,
+    terms: Callable[..., trees.Tree],
+    updates: trees.Tree,
+    beside: trees.Tree | None = None,
     *,
     row: int | None = None,
     parts: int = _columns.SUMS,
-) -> base.Tree:
+) -> trees.Tree:
     """Sums over all coordinates of terms that each coordinate gives by itself.
 
     One pass over the stack in blocks of _columns.

@@ -17,9 +17,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from byzjax.base import Tree
 from byzjax.numerics import devices
 from byzjax.sharding.layout import Layout, axes_of
+from byzjax.trees import Tree
 
 
 class Group(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from byzjax.base import Tree
+from byzjax.trees import Tree
 
 # Lengths are multiples of 5040 = 2⁴·3²·5·7, and of more powers of two where that is
 # little beside them: 4096 devices divide a length of 10⁸.

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from byzjax.base import Tree
 from byzjax.numerics import devices
 from byzjax.sharding import region
 from byzjax.sharding.doors import Doors
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.states import Kept
+from byzjax.trees import Tree
 
 # Extra arguments that are no trees like a worker's update, whatever their shape.
 _OF_WORKERS = frozenset({"key", "weights", "present"})

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byzjax import base, checks
+from byzjax import base, checks, trees
 from byzjax.attack import Attack
-from byzjax.base import Tree
 from byzjax.numerics import stacked
 from byzjax.shares import with_shares
 from byzjax.training import places, workers
 from byzjax.training.setup import Setup
 from byzjax.training.state import Metrics, TrainState, WorkerMetrics
+from byzjax.trees import Tree
 
 
 class Messages(NamedTuple):
@@ -58,10 +58,10 @@ def messages(
             prev_params=state.prev_params,
         )
         # A bad batch costs a worker this step, and not what it remembers.
-        good = base.all_finite((grads, message))
+        good = trees.all_finite((grads, message))
         if is_present is not None:
             good &= is_present
-        worker_state = base.kept(good, after, worker_state)
+        worker_state = trees.kept(good, after, worker_state)
         return Messages(loss, new, aux, message, worker_state)
 
     if present is not None:
@@ -99,7 +99,9 @@ def forged(
     sent, state = attack.forge(
         _seen(honest, present), own, state, num_byzantine=f, key=key, params=params
     )
-    return base.stack_rows(honest, sent, "trainer.step", "the attack's messages"), state
+    return trees.stack_rows(
+        honest, sent, "trainer.step", "the attack's messages"
+    ), state
 
 
 def _seen(honest, present):
@@ -168,11 +170,11 @@ def model_state_of(
     rule = optax.with_extra_args_support(setup.model_rule)
     absent = {} if present is None else {"present": present}
     out, after = rule.update(new, rule_state, old, key=keys[1], **absent)
-    good = base.stays_finite(out, old)
+    good = trees.stays_finite(out, old)
     if present is not None:
         good &= _enough(setup.model_rule, present)
-    rule_state = base.kept(good, after, rule_state)
-    return base.kept(good, out, old), (attack_state, rule_state)
+    rule_state = trees.kept(good, after, rule_state)
+    return trees.kept(good, out, old), (attack_state, rule_state)
 
 
 def measured(
@@ -185,7 +187,7 @@ def measured(
     """What the step reports, from the honest workers' losses and messages."""
     h = setup.num_honest
     honest = jax.tree.map(lambda x: x[:h], sent.rows)
-    wide = base.accumulator_dtype(sent.losses.dtype)
+    wide = trees.accumulator_dtype(sent.losses.dtype)
     losses, shares, enough = sent.losses[:h].astype(wide), jnp.full((h,), 1 / h), None
     parts = losses / h
     if present is not None:
@@ -252,7 +254,7 @@ def _poisoned(setup, batches):
         return jax.tree.map(lambda x: x[:computed], batches)
     poisoned = jax.vmap(setup.poison)(jax.tree.map(lambda x: x[h:computed], batches))
     honest = jax.tree.map(lambda x: x[:h], batches)
-    return base.stack_rows(honest, poisoned, "trainer.step", "poison's batches")
+    return trees.stack_rows(honest, poisoned, "trainer.step", "poison's batches")
 
 
 def _clipped(grads, max_norm):
@@ -267,7 +269,7 @@ def _clipped(grads, max_norm):
     scale = jnp.where(long, max_norm / jnp.where(long, norm * unit, 1), 1)
 
     def of_leaf(g):
-        wide = g.astype(base.accumulator_dtype(g.dtype))
+        wide = g.astype(trees.accumulator_dtype(g.dtype))
         wide = (wide * unit.astype(wide.dtype)) * scale.astype(wide.dtype)
         return wide.astype(g.dtype)
 
@@ -276,5 +278,5 @@ def _clipped(grads, max_norm):
 
 def _gap(x, y):
     """x − y, in at least float32."""
-    dtype = base.accumulator_dtype(x.dtype)
+    dtype = trees.accumulator_dtype(x.dtype)
     return x.astype(dtype) - y.astype(dtype)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from byzjax.base import Tree
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import Way
 from byzjax.training.setup import Setup
 from byzjax.training.state import TrainState
+from byzjax.trees import Tree
 
 
 def computed_batches(setup: Setup, layout: Layout, batches: Any) -> Any:

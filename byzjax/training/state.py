@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from byzjax.base import Tree
+from byzjax.trees import Tree
 from byzjax.written import Written
 
 

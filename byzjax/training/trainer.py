@@ -16,7 +16,7 @@ import optax
 from byzjax import checks
 from byzjax.aggregators.median import median
 from byzjax.attack import Attack
-from byzjax.base import Aggregator, Tree
+from byzjax.base import Aggregator
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import Way
@@ -24,6 +24,7 @@ from byzjax.training import phases, places
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
 from byzjax.transforms.per_worker import copies
+from byzjax.trees import Tree
 
 
 def trainer(

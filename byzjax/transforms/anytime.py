@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, checks
+from byzjax import checks, trees
 from byzjax.transforms import schedules
 
 
@@ -136,11 +136,11 @@ def anytime(
         )
 
         def scale(d):
-            d, wide = jnp.asarray(d), base.accumulator_dtype(d.dtype)
+            d, wide = jnp.asarray(d), trees.accumulator_dtype(d.dtype)
             return (alpha.astype(wide) * d.astype(wide)).astype(d.dtype)
 
         def move(w, u):
-            wide = base.accumulator_dtype(w.dtype)
+            wide = trees.accumulator_dtype(w.dtype)
             return (w.astype(wide) + jnp.asarray(u).astype(wide)).astype(w.dtype)
 
         steps, inner_state = inner.update(
@@ -156,7 +156,7 @@ def anytime(
         gamma, total = mix(state)
 
         def approach(x, w):
-            x, wide = jnp.asarray(x), base.accumulator_dtype(x.dtype)
+            x, wide = jnp.asarray(x), trees.accumulator_dtype(x.dtype)
             step = gamma.astype(wide) * (w.astype(wide) - x.astype(wide))
             return step.astype(x.dtype)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, checks
+from byzjax import checks, trees
 from byzjax.transforms import schedules
 
 
@@ -74,7 +74,11 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
         keep = schedules.value_at(decay, state.count)
 
         def average(g, m):
-            g, m, wide = jnp.asarray(g), jnp.asarray(m), base.accumulator_dtype(g.dtype)
+            g, m, wide = (
+                jnp.asarray(g),
+                jnp.asarray(m),
+                trees.accumulator_dtype(g.dtype),
+            )
             k = keep.astype(wide)
             mixed = k * m.astype(wide) + (1 - k) * g.astype(wide)
             return jnp.where(state.count == 0, g, mixed.astype(g.dtype))
@@ -84,7 +88,7 @@ def momentum(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
             schedules.next_count(state.count),
             optax.tree.cast_like(averaged, state.momentum),
         )
-        good = base.stays_finite(new.momentum, state.momentum)
-        return averaged, base.kept(good, new, state)
+        good = trees.stays_finite(new.momentum, state.momentum)
+        return averaged, trees.kept(good, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, checks
+from byzjax import checks, trees
 from byzjax.attack import Attack
-from byzjax.base import Aggregator, Tree
+from byzjax.base import Aggregator
+from byzjax.trees import Tree
 
 
 def per_worker(
@@ -91,11 +92,11 @@ def per_worker(
 
             own = {k: row_of(v) if callable(v) else v for k, v in extra.items()}
             message, after = one.update(updates, state, params, **own)
-            good = base.all_finite((updates, message))
-            return message, base.kept(good, after, state)
+            good = trees.all_finite((updates, message))
+            return message, trees.kept(good, after, state)
 
         workers = jnp.arange(m, dtype=jnp.int32)
-        return jax.vmap(of_worker)(base.as_arrays(updates), state, workers)
+        return jax.vmap(of_worker)(trees.as_arrays(updates), state, workers)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

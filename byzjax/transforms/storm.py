@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, checks
+from byzjax import checks, trees
 from byzjax.transforms import schedules
 
 
@@ -109,7 +109,7 @@ def storm(
         keep = jnp.where(state.count == 0, 0.0, 1 - step_beta)
 
         def correct(g, d, g_prev):
-            g, wide = jnp.asarray(g), base.accumulator_dtype(g.dtype)
+            g, wide = jnp.asarray(g), trees.accumulator_dtype(g.dtype)
             error = jnp.asarray(d).astype(wide) - jnp.asarray(g_prev).astype(wide)
             moved = g.astype(wide) + keep.astype(wide) * error
             # Selected, not multiplied away: 0 * inf would be NaN.
@@ -120,8 +120,8 @@ def storm(
             schedules.next_count(state.count),
             optax.tree.cast_like(corrected, state.momentum),
         )
-        good = base.stays_finite(new.momentum, state.momentum)
-        return corrected, base.kept(good, new, state)
+        good = trees.stays_finite(new.momentum, state.momentum)
+        return corrected, trees.kept(good, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
