@@ -137,7 +137,7 @@ def others(writer, layout):
         compare(writer, two, f"two axes {rule!r}", rule, tree_of(x), key=key)
     three = sharding.Layout(
         mesh("explicit", (2, 2, 2), ("a", "workers", "b")),
-        params={k: jax.P("a" if k == "leaf 0" else None) for k in tree_of(x)},
+        params={k: jax.P("a") if k == "leaf 0" else jax.P() for k in tree_of(x)},
     )
     compare(writer, three, "three axes", byzjax.ctma(byzjax.krum(2), 2), tree_of(x))
     folded = sharding.Layout(
