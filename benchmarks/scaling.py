@@ -89,7 +89,7 @@ def step_of(devices, m, d, layout):
     trainer = byzjax.trainer(
         lambda params, batch: jnp.vdot(params, batch),
         worker=byzjax.momentum(0.9),
-        attack=byzjax.attacks.alie(1.0),
+        attack=byzjax.attacks.sign_flip(),
         aggregator=RULES["ctma(nnm(median))"],
         server=optax.sgd(0.1),
         num_workers=m,
@@ -99,7 +99,9 @@ def step_of(devices, m, d, layout):
     state = trainer.init(jnp.zeros(d))
     batches = jax.ShapeDtypeStruct((m, d), jnp.float32, sharding=layout.batches)
     key = jax.random.key(0)
-    return counted("a step: momentum, alie", devices, trainer.step, state, batches, key)
+    return counted(
+        "a step: momentum, sign_flip", devices, trainer.step, state, batches, key
+    )
 
 
 def counted(name, devices, function, *args):

@@ -25,7 +25,6 @@ class Row(NamedTuple):
     make: Callable[..., byzjax.Attack]  # Takes num_byzantine.
     oracle: Callable[..., np.ndarray] | None = None  # (honest, own) → [f, d].
     draws: bool = False  # Needs a key.
-    by_leaf: bool = False  # Leaves have draws of their own: tree != ravelled matrix.
     needs_own: bool = False
 
 
@@ -51,12 +50,11 @@ TABLE = [
         of(oracle.alie, quantile="all", sign=1),
     ),
     Row("alie 1.5", of(attacks.alie, 1.5, ddof=0), of(oracle.alie, z=1.5, ddof=0)),
-    Row("gaussian", of(attacks.gaussian, 3.0), draws=True, by_leaf=True),
+    Row("gaussian", of(attacks.gaussian, 3.0), draws=True),
     Row(
         "gaussian mean",
         of(attacks.gaussian, 3.0, around="mean"),
         draws=True,
-        by_leaf=True,
     ),
     Row(
         "constant",
@@ -65,7 +63,7 @@ TABLE = [
     ),
     Row("infinity", attacks.infinity, lambda honest, own: np.full_like(own, np.inf)),
     Row("nan", attacks.nan, lambda honest, own: np.full_like(own, np.nan)),
-    Row("random_garbage", attacks.random_garbage, draws=True, by_leaf=True),
+    Row("random_garbage", attacks.random_garbage, draws=True),
     Row("free_rider", attacks.free_rider, lambda honest, own: np.zeros_like(own)),
     Row("free_rider stale", of(attacks.free_rider, "stale")),
     Row(
@@ -73,7 +71,7 @@ TABLE = [
         of(attacks.mimic, 2),
         lambda honest, own: oracle.repeated(honest[2], own),
     ),
-    Row("mimic warmup", of(attacks.mimic, warmup=2), by_leaf=True),
+    Row("mimic warmup", of(attacks.mimic, warmup=2)),
     *(
         Row(f"min_max {p}", of(attacks.min_max, p), of(oracle.min_max, p=p))
         for p in ("unit", "sign", "std")
@@ -113,7 +111,6 @@ TABLE = [
         "fang trimmed_mean drawn",
         of(attacks.fang, "trimmed_mean"),
         draws=True,
-        by_leaf=True,
     ),
     Row("rop", attacks.rop, oracle.rop),
     Row(

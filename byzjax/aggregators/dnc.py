@@ -164,9 +164,14 @@ def _gram_at(rows, wanted, finite, unit):
     def local(columns, wanted, finite, unit):
         parts = []
         for x, left in zip(columns[: len(rows)], columns[len(rows) :], strict=True):
-            at = jnp.clip(jnp.searchsorted(~left, wanted), 0, left.shape[0] - 1)
-            inside = ~left[at] == wanted
-            parts.append(_centered_gram(x[:, at], inside, finite, unit))
+            # The smaller of the two is looked up in the other.
+            if len(left) <= len(wanted):
+                at = jnp.clip(jnp.searchsorted(wanted, ~left), 0, len(wanted) - 1)
+                seen, inside = x, wanted[at] == ~left
+            else:
+                at = jnp.clip(jnp.searchsorted(~left, wanted), 0, len(left) - 1)
+                seen, inside = x[:, at], ~left[at] == wanted
+            parts.append(_centered_gram(seen, inside, finite, unit))
         return stacked.total(parts)
 
     numbers = stacked.coordinates([x[0] for x in rows])

@@ -1,12 +1,14 @@
 """Passes over a stack of workers' rows, fast on every device; the machinery of rules.
 
-A rule's author calls two modules, and nothing behind them:
+A rule's author calls the first two of these modules, and nothing behind them:
 
 * `order`, along the worker axis, every coordinate by itself: `order_statistics`,
   `middle`, `trimmed_mean`, `nearest_mean`, their weighted forms; `mark_nearest`.
 * `stacked`, whole rows: `geometry` and `norms` read a `Geometry`, in whose plane rules
   weigh the workers; `weighted_sum`, `mix`, `scale` and `along_workers` make rows of
   rows; `column_sums`, `distances_to_tree` measure them.
+* `devices`, for layouts of several: `split_columns` says how columns lie, and passes
+  then run on each device's own by `each`.
 
 Small helpers beside them: `order.take`, `row_sum`, `reduce_rows`, `without_slivers`;
 `stacked.normalized`, `root`, `over`, `point`, `product`, `total`, `flat_rows`.

@@ -96,7 +96,7 @@ def test_jit_equals_eager_in_a_chain_over_steps(row):
     np.testing.assert_allclose(run(steps)[1], jnp.stack(eager), rtol=1e-4, atol=1e-4)
 
 
-@where(lambda row: not row.by_leaf)  # Whose leaves have draws of their own.
+@table
 def test_tree_equals_ravelled_matrix(row):
     x = matrix()
     out = applied(row, as_tree(x))

@@ -135,6 +135,15 @@ def others(writer, layout):
     )
     for rule in (byzjax.ctma(byzjax.median(), 2), byzjax.dnc(2), byzjax.flame()):
         compare(writer, two, f"two axes {rule!r}", rule, tree_of(x), key=key)
+    three = sharding.Layout(
+        mesh("explicit", (2, 2, 2), ("a", "workers", "b")),
+        params={k: jax.P("a") if k == "leaf 0" else jax.P() for k in tree_of(x)},
+    )
+    compare(writer, three, "three axes", byzjax.ctma(byzjax.krum(2), 2), tree_of(x))
+    folded = sharding.Layout(
+        mesh("explicit", (2, 2, 2), ("x", "y", "z")), workers=("x", "z")
+    )
+    compare(writer, folded, "workers on two axes", byzjax.krum(2), tree_of(x))
     for name in ("gaussian", "small_perturbation", "mimic warmup", "rop"):
         (row,) = (row for row in TABLE if row.name == name)
         attack, key, updates = row.make(), key_of(row), tree_of(x)

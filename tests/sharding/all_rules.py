@@ -9,7 +9,7 @@ from benchmarks.collectives import collectives, largest
 from byzjax import sharding
 from tests import rules, stacks
 from tests.sharding import processes
-from tests.sharding.stacks import flat, layout_of, placed, ragged, strict
+from tests.sharding.stacks import beside_itself, flat, layout_of, placed, ragged, strict
 from tests.sharding.stacks import rows as stack
 
 
@@ -29,7 +29,7 @@ def main(path, kind, workers, *names):
         text = program.as_text()
         got = flat(program(updates, **arguments))
         alone = None
-        if rule.random or rule.frozen:  # Oracles list all draws, or d×d matrices.
+        if beside_itself(rule):
             alone = jax.jit(aggregator.aggregate)(ragged(x), **arguments)
             alone = float(np.max(np.abs(flat(alone) - got)))
         writer.write(

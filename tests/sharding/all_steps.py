@@ -147,6 +147,27 @@ def steps(writer):
         )
 
 
+def scanned(writer):
+    """A run of steps as one program, and the same by steps whose state is donated."""
+    layout = layout_of("explicit")
+    trainer = byzjax.trainer(loss_fn, layout=layout, **CASES["informed"](16))
+    batches = jax.device_put(batches_of(16), layout.batches)
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def run(state, batches):
+        return jax.lax.scan(lambda s, k: trainer.step(s, batches, k), state, keys)[0]
+
+    at_once = jax.jit(run)(trainer.init(params_of()), batches)
+    one_by_one, step = (
+        trainer.init(params_of()),
+        jax.jit(trainer.step, donate_argnums=0),
+    )
+    for key in keys:
+        one_by_one, _ = step(one_by_one, batches, key)
+    pairs = zip(jax.tree.leaves(at_once), jax.tree.leaves(one_by_one), strict=True)
+    writer.write("scan", far=max(float(jnp.max(jnp.abs(x - y))) for x, y in pairs))
+
+
 def refused(writer):
     eight, four = layout_of("auto"), layout_of("explicit")
     half = jax.make_mesh((4,), ("workers",), devices=jax.devices()[4:])
@@ -173,6 +194,7 @@ def main(path):
     strict()
     writer = processes.Writer(path)
     steps(writer)
+    scanned(writer)
     refused(writer)
 
 

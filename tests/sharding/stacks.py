@@ -23,6 +23,14 @@ def rows(m, d=D):
     return gaussian(m, d, seed=m) + gaussian(1, d, seed=1)
 
 
+def beside_itself(rule):
+    """Whether a rule is compared with itself on one device, not with its oracle.
+
+    Oracles list all that may come of a draw, and have d×d matrices of every subset.
+    """
+    return rule.random or rule.frozen or rule.name == "smea"
+
+
 def ragged(x):
     """A matrix [m, D] as a tree of leaves that no device count divides."""
     m, d = x.shape

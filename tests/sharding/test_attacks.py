@@ -18,6 +18,8 @@ OTHERS = [
     "two axes ctma(median(), 2)",
     "two axes dnc(2)",
     "two axes flame()",
+    "three axes",
+    "workers on two axes",
     "two axes gaussian",
     "two axes small_perturbation",
     "two axes mimic warmup",

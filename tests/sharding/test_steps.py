@@ -25,6 +25,10 @@ def test_a_step_is_what_it_is_without_a_layout(found, name):
     assert found[name]["far"] <= 2e-5
 
 
+def test_a_run_is_one_program(found):
+    assert found["scan"]["far"] <= 1e-5
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_workers_keep_their_states(found, name):
     assert all(spec[0] == "workers" for spec in found[name]["workers"])
