@@ -7,6 +7,7 @@ One of your own is a file like these and a name in the tables below.
 from types import ModuleType
 
 from experiments.figures import (
+    bucketing,
     cifar10,
     fig1,
     fig2,
@@ -32,6 +33,7 @@ FIGURES: dict[str, ModuleType] = {
     "heatmap": heatmap,
     "heterogeneity": heterogeneity,
     "learning_rates": learning_rates,
+    "bucketing": bucketing,
 }
 
 THEORY: dict[str, ModuleType] = {

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, train
-from experiments.config import ATTACKS, OPTIMIZERS, RULES, Config, grid
+from experiments import data, models, train
+from experiments.config import Config, grid
+from experiments.names import ATTACKS, OPTIMIZERS, RULES
 from experiments.figures import FIGURES
 
 # --- configurations -------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_segments_are_the_whole_run_and_train_is_pure(run):
 def test_evaluation_counts_every_test_image_once(run):
     digits = data.load("digits")
     state, row = run.segment(run.data, run.init(KEY), KEY)
-    model = train.make_model("mlp", "digits")
+    model = models.make_model("mlp", "digits")
     mean, std = (np.float32(x[0]) for x in train.NORMALISATION["digits"])
     images = (digits.test_images.astype(np.float32) / 255 - mean) / std
     logits = np.asarray(model.logits(state.params, {}, images), np.float64)
