@@ -33,7 +33,7 @@ class Dataset(NamedTuple):
 
 
 class DataError(RuntimeError):
-    """The data are not there; the message says what to do."""
+    """The data are not there, or are none; the message says what to do."""
 
 
 def load(
@@ -112,7 +112,7 @@ def named(name: str, given: Dataset | Callable[[], Dataset]) -> Callable[[], Dat
     def read() -> Dataset:
         made = given if isinstance(given, Dataset) else given()
         if not isinstance(made, Dataset):
-            raise TypeError(f"data set {name} needs to be a Dataset, got {type(made)}")
+            raise DataError(f"data set {name} needs to be a Dataset, got {type(made)}")
         return _checked(made._replace(name=name))
 
     return read
@@ -126,23 +126,23 @@ def _checked(made: Dataset) -> Dataset:
         labels = np.asarray(getattr(made, f"{part}_labels"))
         where = f"data set {made.name} needs {part}"
         if inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating):
-            raise ValueError(f"{where} inputs in uint8 or floats, got {inputs.dtype}")
+            raise DataError(f"{where} inputs in uint8 or floats, got {inputs.dtype}")
         if inputs.ndim < 2 or labels.shape != inputs.shape[:1] or not labels.size:
-            raise ValueError(
+            raise DataError(
                 f"{where} inputs [n, ...] and labels [n], got shapes {inputs.shape} "
                 f"and {labels.shape}"
             )
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-            raise ValueError(f"{where} labels to be integers 0, 1, …, got {labels}")
+            raise DataError(f"{where} labels to be integers 0, 1, …, got {labels}")
         if inputs.dtype != np.uint8:
             inputs = inputs.astype(np.float32)
             if not np.isfinite(inputs).all():
-                raise ValueError(f"{where} inputs to be finite, got NaN or Inf")
+                raise DataError(f"{where} inputs to be finite, got NaN or Inf")
         arrays[f"{part}_images"] = inputs
         arrays[f"{part}_labels"] = labels.astype(np.int32)
     made = made._replace(**arrays)
     if made.train_images.shape[1:] != made.test_images.shape[1:]:
-        raise ValueError(
+        raise DataError(
             f"data set {made.name} needs training and test inputs of one shape, got "
             f"{made.train_images.shape[1:]} and {made.test_images.shape[1:]}"
         )

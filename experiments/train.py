@@ -164,7 +164,7 @@ def _batches(
     images = data["images"][index]
     if config.dataset == "cifar10":
         images = _augment(augment_key, images)
-    # Not one of the two keys above: what they draw is as it was before there was a third.
+    # Not one of the two keys above, which draw as before there was a third.
     keys = jax.random.split(jax.random.fold_in(key, 2), config.num_workers)
     return {
         "image": normalise(images),

@@ -17,6 +17,8 @@ from experiments.figures import (
     heatmap,
     heterogeneity,
     learning_rates,
+    mu2sgd_convex,
+    mu2sgd_network,
     theory_byzantine,
     theory_excess_loss,
     theory_learning_rates,
@@ -33,6 +35,8 @@ FIGURES: dict[str, ModuleType] = {
     "heatmap": heatmap,
     "heterogeneity": heterogeneity,
     "learning_rates": learning_rates,
+    "mu2sgd_convex": mu2sgd_convex,
+    "mu2sgd_network": mu2sgd_network,
     "bucketing": bucketing,
 }
 

@@ -61,9 +61,9 @@ def register(
       >>> import byzjax
       >>> from experiments.config import Config
       >>> from experiments.names import register
-      >>> register(rules={"trimmed": lambda share: byzjax.trimmed_mean(int(share * 17))})
-      >>> Config(rule="ctma(trimmed(share=0.25))").rule
-      'ctma(trimmed(share=0.25))'
+      >>> register(rules={"trimmed": lambda share: byzjax.trimmed_mean(share)})
+      >>> Config(rule="ctma(trimmed(share=4))").rule
+      'ctma(trimmed(share=4))'
     """
     for kind, given, table in (
         ("datasets", datasets, data.SETS),

@@ -1,4 +1,4 @@
-"""Optimizers by name: what a worker does to its gradient, and a server to the aggregate.
+"""Optimizers by name: what workers do to gradients, and a server to the aggregate.
 
 A factory is given the learning rate and returns (worker's transform, server's).
 """

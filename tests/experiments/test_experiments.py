@@ -13,8 +13,8 @@ import pytest
 
 from experiments import data, models, train
 from experiments.config import Config, grid
-from experiments.names import ATTACKS, OPTIMIZERS, RULES
 from experiments.figures import FIGURES
+from experiments.names import ATTACKS, OPTIMIZERS, RULES
 
 # --- configurations -------------------------------------------------------------------
 
