@@ -49,14 +49,18 @@ def pretty(name: Any) -> str:
 def setting(results: Sequence[Result]) -> str:
     """What was really run: data, network, workers, steps, seeds."""
     configs = [result.config for result in results]
-    fs = sorted({config.num_byzantine for config in configs})
-    parts = [
-        *dict.fromkeys(f"{config.dataset}, {config.model}" for config in configs),
-        f"{' or '.join(map(str, fs))} of {configs[0].num_workers} workers Byzantine",
-        f"{configs[0].steps} steps",
-        f"{min(len(result.seeds) for result in results)} seeds",
-    ]
-    return ", ".join(parts).replace("1 seeds", "1 seed")
+    fs = " or ".join(map(str, sorted({config.num_byzantine for config in configs})))
+    workers = {config.num_workers for config in configs}
+    honest = {config.num_workers - config.num_byzantine for config in configs}
+    parts = [*dict.fromkeys(f"{config.dataset}, {config.model}" for config in configs)]
+    if len(workers) == 1:
+        parts.append(f"{fs} of {workers.pop()} workers Byzantine")
+    elif len(honest) == 1:
+        parts.append(f"{honest.pop()} honest workers and {fs} Byzantine")
+    seeds = sorted({len(result.seeds) for result in results})
+    parts.append(" or ".join(f"{n} steps" for n in sorted({c.steps for c in configs})))
+    parts.append(f"{seeds[0]} seed{'s' if seeds[0] > 1 else ''}")
+    return ", ".join(parts)
 
 
 def base_of(rule: str) -> str:
@@ -221,7 +225,7 @@ def _multiples(results, rows, columns, lines, title, points, label):
             if len(y) > 1:
                 band = axis.fill_between(x, y.min(0), y.max(0), alpha=0.15)
                 band.set(color=color, linewidth=0)
-            drawn.append(y.mean(0))
+            drawn += [y.mean(0), y.max(0)]
             handles.setdefault(pretty(line), handle)
         for line, group in _references(quiet, here, rows, lines, names[i]).items():
             x, y = points(group)

@@ -36,7 +36,7 @@ class Progress:
         self._bar: Any = None
         if console.is_terminal:
             self._bar = Bar(
-                TextColumn("{task.description}", style="dim"),
+                TextColumn("{task.description}", style="dim", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -73,7 +73,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own, such as a problem."""
-        self._console.print(text, style="yellow", soft_wrap=True)
+        self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def _line(self) -> None:
         self._last, self._seen = time.monotonic(), self._done
@@ -83,7 +83,8 @@ class Progress:
             left = elapsed * (self._total - self._done) / self._done
             line += f", about {duration(left)} left"
         self._console.print(
-            f"{line}: {self._what}", style="dim", highlight=False, soft_wrap=True
+            f"{line}: {self._what}",
+            **dict(style="dim", markup=False, highlight=False, soft_wrap=True),
         )
 
 

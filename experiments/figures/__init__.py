@@ -8,6 +8,7 @@ from types import ModuleType
 
 from experiments.figures import (
     bucketing,
+    byzfl,
     cifar10,
     fig1,
     fig2,
@@ -38,6 +39,7 @@ FIGURES: dict[str, ModuleType] = {
     "mu2sgd_convex": mu2sgd_convex,
     "mu2sgd_network": mu2sgd_network,
     "bucketing": bucketing,
+    "byzfl": byzfl,
 }
 
 THEORY: dict[str, ModuleType] = {

@@ -18,6 +18,7 @@ def configs():
         config
         for f in (4, 8)
         for config in common.mnist(ATTACKS, num_byzantine=f, rules=RULES)
+        if config.num_byzantine  # A column is an attack.
     ]
 
 
