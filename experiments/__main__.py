@@ -159,9 +159,8 @@ def _run(given, console):
     cases = [case for found in chosen.theory.values() for case in found]
     part, parts = given.shard
     # The same list on every machine, so that the parts are all of it.
-    configs, cases = (
-        list(dict.fromkeys(items))[part - 1 :: parts] for items in (configs, cases)
-    )
+    configs = list(dict.fromkeys(configs))[part - 1 :: parts]
+    cases = list(dict.fromkeys(cases))[part - 1 :: parts]
     if configs:
         run(
             configs,

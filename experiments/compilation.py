@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 
@@ -16,7 +17,8 @@ def keep(cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path | None
       cache_dir: of which `xla/` is used; ~/.cache/byzjax by default.
     """
     variable = "JAX_COMPILATION_CACHE_DIR"
-    given = os.environ.get(variable, jax.config.jax_compilation_cache_dir)
+    chosen: Any = jax.config  # Its options are no attributes to a type checker.
+    given = os.environ.get(variable, chosen.jax_compilation_cache_dir)
     if given is not None:
         return pathlib.Path(given) if given else None
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -23,7 +23,8 @@ def ticks(low, high):
     found = [tick for tick in TICKS if low <= height(tick) <= high]
     if len(found) < 4:
         even = matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10])
-        found = even.tick_values(accuracy(low), accuracy(high)).round(6)
+        ends = float(accuracy(low)), float(accuracy(high))
+        found = np.round(even.tick_values(*ends), 6)
     return [float(tick) for tick in found if low <= height(tick) <= high]
 
 

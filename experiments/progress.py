@@ -84,7 +84,10 @@ class Progress:
             line += f", about {duration(left)} left"
         self._console.print(
             f"{line}: {self._what}",
-            **dict(style="dim", markup=False, highlight=False, soft_wrap=True),
+            style="dim",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
 
 

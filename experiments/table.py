@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def read_csv(text: str) -> list[Result]:
     for row in csv.DictReader(io.StringIO(text)):
         if not {*kinds, "seed", "step", "test_accuracy"} <= row.keys():
             raise ValueError(f"a file of results needs columns {', '.join(kinds)}, …")
-        values = {
+        values: dict[str, Any] = {
             name: row[name] if kind is str else ast.literal_eval(row[name] or "None")
             for name, kind in kinds.items()
         }

@@ -18,10 +18,16 @@ from experiments.config import Config, grid
 
 CLAIM = "with sorted data bucketing brings back what attacks take from every rule"
 START = Config(
-    **dict(model="dropout_net", num_workers=25, num_byzantine=5, batch_size=32),
-    **dict(steps=600, eval_every=30, learning_rate=0.01, max_grad_norm=None),
-    **dict(partition="among_honest(extreme)", attack="none", rule="mean"),
+    model="dropout_net",
+    num_workers=25,
+    num_byzantine=5,
+    batch_size=32,
+    steps=600,
+    eval_every=30,
     optimizer="sgd",
+    learning_rate=0.01,
+    max_grad_norm=None,
+    partition="among_honest(extreme)",
 )
 RULES = {
     "krum": "krum(squared='twice')",

@@ -33,8 +33,12 @@ HONEST = 10
 
 def configs():
     start = Config(
-        **dict(model="lenet(hidden=500, norm=False)", batch_size=25, steps=800),
-        **dict(eval_every=50, learning_rate=0.1, max_grad_norm=None),
+        model="lenet(hidden=500, norm=False)",
+        batch_size=25,
+        steps=800,
+        eval_every=50,
+        learning_rate=0.1,
+        max_grad_norm=None,
         optimizer="ema(decay=0.9, weight_decay=0.0001)",
     )
     return [

@@ -26,9 +26,15 @@ OPTIMIZERS = ("momentum", "sgd", "storm", "anytime", "mu2sgd_exact")
 def protocol(model: str, optimizers: list[str]) -> list[Config]:
     """On one machine, and on 17 of which 8 attack."""
     alone = Config(
-        **dict(model=model, num_workers=1, num_byzantine=0, batch_size=64),
-        **dict(steps=920, eval_every=20, max_grad_norm=None),
-        **dict(attack="none", rule="mean"),
+        model=model,
+        num_workers=1,
+        num_byzantine=0,
+        batch_size=64,
+        steps=920,
+        eval_every=20,
+        max_grad_norm=None,
+        attack="none",
+        rule="mean",
     )
     many = dict(num_workers=17, num_byzantine=8, batch_size=4, rule="ctma(median)")
     places = [alone] + [

@@ -26,12 +26,6 @@ def dishonesty(made: Any) -> Dishonesty:
     return Dishonesty(poison=made)
 
 
-def _label_flip(num_classes: int, *, mode="reverse", source=None, target=None):
-    return byzjax.poisoning.label_flip(
-        num_classes, mode=mode, source=source, target=target, labels="label"
-    )
-
-
 def _without_momentum(
     inner: Any = None, *, decay: float, num_byzantine: int
 ) -> Dishonesty:
@@ -74,7 +68,7 @@ def _adaptive(start: byzjax.Attack | None = None, *, aggregator, **options: Any)
 # is the data set's, `num_byzantine` the configuration's, `aggregator` its rule.
 ATTACKS = {
     "none": lambda: None,
-    "label_flip": _label_flip,
+    "label_flip": functools.partial(byzjax.poisoning.label_flip, labels="label"),
     "little": byzjax.attacks.alie,
     # ε = 0.5, the default on the authors' command line; their class has 0.1.
     "empire": functools.partial(byzjax.attacks.ipm, scale=0.5),

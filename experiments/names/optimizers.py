@@ -3,6 +3,8 @@
 A factory is given the learning rate and returns (worker's transform, server's).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -74,7 +76,7 @@ def _within(radius, optimizer):
     if radius is None:
         return optimizer
 
-    def update(updates, state, params=None):
+    def update(updates, state, params: Any = None):
         steps, state = optimizer.update(updates, state, params)
         moved = _projected(optax.apply_updates(params, steps), radius)
         return jax.tree.map(lambda new, old: new - old, moved, params), state
