@@ -160,17 +160,12 @@ def of_grid(results: Sequence[Result]) -> Figure:
             for name in rest
         )
 
-    first = results[0].config
     return curves(
         results,
         rows=rows,
         columns=columns or (lambda config: config.attack),
         lines=lines or (lambda config: config.rule),
-        title=", ".join(
-            pretty(getattr(first, name))
-            for name in ("dataset", "model")
-            if name not in rest
-        ),
+        title="Test accuracy",
     )
 
 

@@ -59,15 +59,23 @@ def cells(results: Sequence[Result]) -> list[list[str]]:
     return [head] + [[*row, *(at.get((row, c), "") for c in columns)] for row in rows]
 
 
+def measured(results: Sequence[Result]) -> list[str]:
+    """What some of the results have."""
+    return [name for name in METRICS if any(name in r.metrics for r in results)]
+
+
 def details(results: Sequence[Result]) -> list[list[str]]:
     """A head and a row a configuration: all that was measured at the end."""
     fields = varying(results)
-    names = [name for name in METRICS if name in results[0].metrics]
+    names = measured(results)
     head = [*(fields or ["rule"]), *(METRICS[name][0] for name in names)]
     rows = []
     for result in results:
         row = [str(getattr(result.config, field)) for field in fields or ["rule"]]
         for name in names:
+            if name not in result.metrics:
+                row.append("")
+                continue
             last, form = result.metrics[name][:, -1], METRICS[name][1]
             text = f"{last.mean():{form}}"
             if len(last) > 1:
@@ -81,7 +89,7 @@ def tables(results: Sequence[Result]) -> dict[str, list[list[str]]]:
     """Heading → cells: accuracies side by side, then everything."""
     spread = "mean ± standard deviation over seeds"
     found = {f"final test accuracy, {spread}": cells(results)}
-    if len(results[0].metrics) > 1:
+    if len(measured(results)) > 1:
         found[f"at the last evaluation, {spread}"] = details(results)
     return found
 
@@ -125,7 +133,7 @@ def as_csv(results: Sequence[Result]) -> str:
     """Every evaluation of every seed: what the plots are made of."""
     file = io.StringIO()
     fields = [field.name for field in dataclasses.fields(results[0].config)]
-    names = [name for name in METRICS if name in results[0].metrics]
+    names = measured(results)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["digest", *fields, "seed", "step", *names])
     for result in results:
@@ -135,6 +143,8 @@ def as_csv(results: Sequence[Result]) -> str:
         ):
             numbers = [
                 f"{result.metrics[name][i, k]:{'.4f' if 'acc' in name else '.5g'}}"
+                if name in result.metrics
+                else ""
                 for name in names
             ]
             writer.writerow([digest, *values, seed, step, *numbers])
@@ -164,7 +174,7 @@ def read_csv(text: str) -> list[Result]:
         metrics = {
             name: np.array([[row[name] for row in rows] for rows in seeds.values()])
             for name in METRICS
-            if name in first[0]
+            if first[0].get(name)
         }
         steps = np.array([int(row["step"]) for row in first])
         metrics = {name: value.astype(float) for name, value in metrics.items()}
