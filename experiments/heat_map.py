@@ -14,12 +14,23 @@ Of = Callable[[Config], Any]
 
 
 def draw(
-    results: Sequence[Result], *, rows: Of, columns: Of, panels: Of, title: str
+    results: Sequence[Result],
+    *,
+    rows: Of,
+    columns: Of,
+    panels: Of,
+    title: str,
+    last: int = 1,
+    best: bool = True,
 ) -> Figure:
-    """Mean final accuracy, a cell a configuration; the last column is the worst.
+    """Mean accuracy at the end, a cell a configuration; the last column is the worst.
+
+    The end is the last evaluation, or the mean of so many of the `last`. A cell that
+    was not run stays empty, as does the worst of a row that has one.
 
     Colours follow the logarithm of the error. Bold is the best worst case where it is
-    beyond the spread: ahead of the next by two standard errors of their difference.
+    beyond the spread: ahead of the next by two standard errors of their difference; or
+    nothing, where rows are no rivals and `best` is False.
     """
     names, rights = plot.names_of(results, rows), plot.names_of(results, columns)
     boxes = plot.names_of(results, panels)
@@ -31,11 +42,8 @@ def draw(
     )
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     found = {(panels(r.config), rows(r.config), columns(r.config)): r for r in results}
-    means = np.array([r.final.mean() for r in results])
-    low, high = (
-        error_scale.height(np.nanmin(means)),
-        error_scale.height(np.nanmax(means)),
-    )
+    means = [_at_the_end(result, last).mean() for result in results]
+    low, high = error_scale.height([np.nanmin(means), np.nanmax(means)])
     image = None
     for axis, box in zip(axes.flat, boxes, strict=False):
         cells = np.full((len(names), len(rights) + 1), np.nan)
@@ -43,7 +51,7 @@ def draw(
         for i, name in enumerate(names):
             for j, right in enumerate(rights):
                 if (box, name, right) in found:
-                    final = found[box, name, right].final
+                    final = _at_the_end(found[box, name, right], last)
                     cells[i, j] = final.mean()
                     errors[i, j] = _standard_error(final)
             if not np.isnan(cells[i, :-1]).any():
@@ -51,14 +59,16 @@ def draw(
                 cells[i, -1], errors[i, -1] = cells[i, j], errors[i, j]
         colors = error_scale.height(cells)
         image = axis.imshow(colors, cmap="viridis", vmin=low, vmax=high, aspect="auto")
-        best = _beyond_spread(cells[:, -1], errors[:, -1])
+        first = _beyond_spread(cells[:, -1], errors[:, -1]) if best else None
         for (i, j), value in np.ndenumerate(cells):
-            if not np.isnan(value):
+            if np.isnan(value):
+                axis.text(j, i, "–", color="#777777", ha="center", va="center")
+            else:
                 light = colors[i, j] > low + 0.62 * (high - low)
                 axis.text(
                     *(j, i, f"{value:.3f}" if value >= 0.9 else f"{value:.2f}"),
                     color="black" if light else "white",
-                    weight="bold" if (i, j) == (best, len(rights)) else "normal",
+                    weight="bold" if (i, j) == (first, len(rights)) else "normal",
                     ha="center",
                     va="center",
                     fontsize=8,
@@ -82,13 +92,19 @@ def draw(
 
 
 def _standard_error(values):
-    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    # Of one seed no spread is known, and nothing is beyond it.
+    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+
+
+def _at_the_end(result, last):
+    """Accuracy of each seed, [seeds]."""
+    return result.accuracy[:, -last:].mean(1)
 
 
 def _beyond_spread(means, errors):
     """Which is the largest by more than two standard errors; None if none is."""
     order = [i for i in np.argsort(-means) if not np.isnan(means[i])]
-    if not order:
+    if len(order) < 2:
         return None
     best, others = order[0], order[1:]
     gaps = [

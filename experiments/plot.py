@@ -7,6 +7,7 @@ another shows it at both sides.
 """
 
 import itertools
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +50,10 @@ def pretty(name: Any) -> str:
 def setting(results: Sequence[Result]) -> str:
     """What was really run: data, network, workers, steps, seeds."""
     configs = [result.config for result in results]
-    fs = " or ".join(map(str, sorted({config.num_byzantine for config in configs})))
+    counts = sorted({config.num_byzantine for config in configs})
+    fs = " or ".join(map(str, counts))
+    if len(counts) > 2:
+        fs = f"{counts[0]} to {counts[-1]}"
     workers = {config.num_workers for config in configs}
     honest = {config.num_workers - config.num_byzantine for config in configs}
     parts = [*dict.fromkeys(f"{config.dataset}, {config.model}" for config in configs)]
@@ -235,7 +239,8 @@ def _multiples(results, rows, columns, lines, title, points, label):
         if not here:
             axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
         if i == 0:
-            axis.set_title(pretty(rights[j]), fontsize=10)
+            lines_of_title = textwrap.wrap(pretty(rights[j]), 30)
+            axis.set_title("\n".join(lines_of_title), fontsize=10)
         if i == len(names) - 1:
             axis.set_xlabel(label)
         if j == 0:

@@ -13,7 +13,9 @@ negative gradient, its Krum sums fourth powers of distances, and its epochs draw
 replacement, which is the one thing that is not so here.
 """
 
-from experiments import plot as plots
+import re
+
+from experiments import heat_map
 from experiments.config import Config, grid
 
 CLAIM = "with sorted data bucketing brings back what attacks take from every rule"
@@ -67,21 +69,42 @@ def configs():
     first += [cell("mimic", rule, 0.0, s) for rule in order for s in (0, 2)]
     first += [cell(attack, clipping, 0.9, 2) for attack in ATTACKS]
     first += [cell(attack, clipping, 0.9, 0) for attack in ("ipm", "alie")]
-    every = [
+    return list(dict.fromkeys([*first, *cells()]))
+
+
+def cells() -> list[Config]:
+    """The mean under mimic, and every attack, rule, β and bucket."""
+    return [cell("mimic", "mean")] + [
         cell(attack, rule, beta, s)
-        for attack in ATTACKS
-        for rule in RULES
         for beta in (0.0, 0.9)
+        for rule in RULES
         for s in (0, 2)
+        for attack in ATTACKS
     ]
-    return list(dict.fromkeys([*first, *every]))
 
 
 def plot(results):
-    return plots.curves(
-        results,
-        rows=lambda config: config.attack,
-        columns=lambda config: config.rule,
-        lines=lambda config: config.optimizer,
-        title="Bucketing",
+    """Means of the last five evaluations, as in the paper's tables."""
+    order = {config: place for place, config in enumerate(cells())}
+    return heat_map.draw(
+        sorted(results, key=lambda result: order.get(result.config, len(order))),
+        rows=rule,
+        columns=attack,
+        panels=lambda config: "β = 0.9" if "heavy" in config.optimizer else "β = 0",
+        title="The settings of Bucketing: accuracy over the last five evaluations",
+        last=5,
     )
+
+
+def rule(config: Config) -> str:
+    """krum, or krum in buckets of 2."""
+    inner = config.rule.removeprefix("bucketing(")
+    name = re.split(r"[(,]", inner)[0]
+    return name if inner == config.rule else f"{name} in buckets"
+
+
+def attack(config: Config) -> str:
+    """Its name in the paper."""
+    inner = config.attack.removeprefix("without_momentum(")
+    name = re.split(r"[(,]", inner)[0]
+    return {"sign_flip": "bit flip", "ipm": "IPM", "alie": "ALIE"}.get(name, name)

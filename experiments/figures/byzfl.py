@@ -63,6 +63,7 @@ def plot(results):
         columns=lambda config: ATTACKS[config.attack],
         panels=lambda config: f"{RULES[config.rule]}, γ = {gamma(config)}",
         title="Clipping, NNM and a rule, as in ByzFL's heat maps",
+        best=False,
     )
 
 
