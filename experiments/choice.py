@@ -102,8 +102,13 @@ def chosen(given: argparse.Namespace) -> Chosen:
         if everything or name in given.figures
     }
     if given.config is not None:
-        module = own.load(given.config)
-        sources[given.name or given.config.stem] = (
+        module, name = own.load(given.config), given.name or given.config.stem
+        if name in FIGURES or name in THEORY:
+            raise ValueError(
+                f"--config needs a name that no figure has, got {name}: choose another "
+                "with --name"
+            )
+        sources[name] = (
             list(module.configs()),
             getattr(module, "plot", None),
         )

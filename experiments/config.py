@@ -76,8 +76,10 @@ class Config:
                 self._set(name, _positive(name, value))
         for name in ("model", "attack", "rule", "optimizer", "partition"):
             self._set(name, ast.unparse(names.parse(name, getattr(self, name))))
-        self.parts()
-        self.network(classes=10)
+        # How many classes data of one's own have is known when they are read.
+        classes = models.DATASETS.get(self.dataset, (None, 2**15))[1]
+        self.parts(classes)
+        self.network(classes)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -38,12 +38,19 @@ OTHERS = (
     *(("#0072b2", "o"), ("#d55e00", "^"), ("#009e73", "D"), ("#cc79a7", "s")),
     *(("#e69f00", "v"), ("#56b4e9", "P"), ("#000000", "*"), ("#882255", "<")),
 )
+NAMES = {
+    "{}": "base rule alone",
+    "sgd": "SGD",
+    "storm": "STORM",
+    "anytime": "anytime SGD",
+    "mu2sgd_exact": "μ²-SGD",
+}
 REFERENCE = "nobody attacks, mean"
 
 
 def pretty(name: Any) -> str:
     """A name for readers: μ²-SGD for mu2sgd, ctma(nnm) for ctma(nnm({}))."""
-    text = "base rule alone" if name == "{}" else str(name).replace("({})", "")
+    text = NAMES.get(name, str(name)).replace("({})", "")
     return text.replace("mu2sgd", "μ²-SGD").replace("_", " ")
 
 
