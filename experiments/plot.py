@@ -64,7 +64,9 @@ def setting(results: Sequence[Result]) -> str:
     workers = {config.num_workers for config in configs}
     honest = {config.num_workers - config.num_byzantine for config in configs}
     parts = [*dict.fromkeys(f"{config.dataset}, {config.model}" for config in configs)]
-    if len(workers) == 1:
+    if workers == {1}:
+        parts.append("one machine")
+    elif len(workers) == 1:
         parts.append(f"{fs} of {workers.pop()} workers Byzantine")
     elif len(honest) == 1:
         parts.append(f"{honest.pop()} honest workers and {fs} Byzantine")
