@@ -3,13 +3,13 @@
 python -m experiments list
 python -m experiments plan fig3
 python -m experiments run fig3 --seeds 3
+python -m experiments run --grid attack=little,empire --grid "rule=median,nnm(median)"
+python -m experiments run --config my_grid.py
 python -m experiments plot fig3
 python -m experiments table fig3
 """
 
 import argparse
-import ast
-import dataclasses
 import functools
 import pathlib
 import sys
@@ -20,8 +20,16 @@ import jax
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import parallel, plot, store, table, theory, theory_chart
-from experiments.config import Config
+from experiments import (
+    choice,
+    compilation,
+    parallel,
+    plot,
+    store,
+    table,
+    theory,
+    theory_chart,
+)
 from experiments.data import DataError
 from experiments.figures import FIGURES, THEORY
 from experiments.plan import plan
@@ -32,61 +40,6 @@ UNOPTIMISED = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-
-
-def quick(configs: Sequence[Config]) -> list[Config]:
-    """A smoke run: the first and the last of a figure, with everything made small."""
-    return [
-        dataclasses.replace(
-            config,
-            dataset="digits",
-            model="mlp",
-            num_workers=5,
-            num_byzantine=round(config.num_byzantine * 5 / config.num_workers),
-            batch_size=2,
-            steps=4,
-            eval_every=2,
-        )
-        for config in (configs[0], configs[-1])
-    ]
-
-
-def quick_cases(cases: Sequence[theory.Case]) -> list[theory.Case]:
-    """A smoke run of the theory: the first and the last case, everything small."""
-    return [
-        dataclasses.replace(
-            case,
-            num_workers=5,
-            num_byzantine=round(case.num_byzantine * 5 / case.num_workers),
-            **dict(steps=32, points=6, rates=(0.25 / 32, 0.25)),
-        )
-        for case in (cases[0], cases[-1])
-    ]
-
-
-def settings(given: Sequence[str], kinds: Sequence[type]) -> dict[str, Any]:
-    """Values of the `field=value` given, each a field of some kind of configuration."""
-    changes: dict[str, Any] = {}
-    names = dict.fromkeys(f.name for kind in kinds for f in dataclasses.fields(kind))
-    for setting in given:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in names:
-            raise ValueError(
-                f"--set needs FIELD=VALUE with a field of {', '.join(names)}; "
-                f"got {setting}"
-            )
-        try:
-            changes[name] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            changes[name] = value  # A name, such as digits.
-    return changes
-
-
-def overridden(configs: Sequence[Any], changes: dict[str, Any]) -> list[Any]:
-    """The configurations with the fields that they have changed; equal ones once."""
-    names = {field.name for field in dataclasses.fields(configs[0])}
-    mine = {name: value for name, value in changes.items() if name in names}
-    return list(dict.fromkeys(dataclasses.replace(c, **mine) for c in configs))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,26 +74,20 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         if name == "list":
             continue
+        choice.add_options(command)
         command.add_argument(
-            "figures",
-            nargs="+",
-            metavar="FIGURE",
-            choices=[*FIGURES, *THEORY, "all"],
+            "--seeds", type=choice.count, default=3, help="how many (3)"
         )
-        command.add_argument("--seeds", type=_count, default=3, help="how many (3)")
         command.add_argument(
             "--out", type=pathlib.Path, default=pathlib.Path("out"), help="folder (out)"
         )
-        command.add_argument(
-            "--quick", action="store_true", help="a smoke run on digits, seconds long"
-        )
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="FIELD=VALUE",
-            help="changes every configuration, such as --set steps=98",
-        )
+        if name == "plot":
+            command.add_argument(
+                "--csv",
+                type=pathlib.Path,
+                metavar="FILE",
+                help="draw what a file of results has instead of finished runs",
+            )
         if name in ("plan", "run"):
             command.add_argument(
                 "--data-dir", help="of tensorflow-datasets; $BYZJAX_DATA otherwise"
@@ -155,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument(
                 "--jobs",
-                type=_count,
+                type=choice.count,
                 metavar="N",
                 help="processes that train at once (on a CPU one a core)",
             )
@@ -169,36 +116,14 @@ def _parser() -> argparse.ArgumentParser:
                 "--checkpoint-seconds", type=float, default=30.0, metavar="S"
             )
             command.add_argument("--tensorboard", action="store_true")
+            command.add_argument(
+                "--shard",
+                type=choice.shard,
+                default=(1, 1),
+                metavar="I/N",
+                help="only the I-th of N parts of the work, for one job of an array",
+            )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs an integer >= 1, got {text}")
-    return int(text)
-
-
-class _Chosen(NamedTuple):
-    """Name → configurations, as the options change them."""
-
-    figures: dict[str, list[Config]]
-    theory: dict[str, list[theory.Case]]
-
-
-def _chosen(given) -> _Chosen:
-    all_of_them = "all" in given.figures
-    figures = [name for name in FIGURES if all_of_them or name in given.figures]
-    of_theory = [name for name in THEORY if all_of_them or name in given.figures]
-    kinds = [Config] * bool(figures) + [theory.Case] * bool(of_theory)
-    changes = settings(given.set, kinds)
-    found = _Chosen({}, {})
-    for name in figures:
-        configs = overridden(FIGURES[name].configs(), changes)
-        found.figures[name] = quick(configs) if given.quick else configs
-    for name in of_theory:
-        cases = overridden(THEORY[name].cases(), changes)
-        found.theory[name] = quick_cases(cases) if given.quick else cases
-    return found
 
 
 def _options(given) -> dict[str, Any]:
@@ -215,7 +140,7 @@ def _list(given, console):
 
 
 def _plan(given, console):
-    chosen = _chosen(given)
+    chosen = choice.chosen(given)
     configs = [config for found in chosen.figures.values() for config in found]
     cases = [case for found in chosen.theory.values() for case in found]
     if configs:
@@ -227,10 +152,15 @@ def _plan(given, console):
 
 
 def _run(given, console):
-    chosen = _chosen(given)
+    chosen = choice.chosen(given)
     compiler_options = UNOPTIMISED if given.quick else None
+    compilation.keep(given.cache_dir)
     configs = [config for found in chosen.figures.values() for config in found]
     cases = [case for found in chosen.theory.values() for case in found]
+    part, parts = given.shard
+    # The same list on every machine, so that the parts are all of it.
+    configs = list(dict.fromkeys(configs))[part - 1 :: parts]
+    cases = list(dict.fromkeys(cases))[part - 1 :: parts]
     if configs:
         run(
             configs,
@@ -242,6 +172,7 @@ def _run(given, console):
             tensorboard=given.tensorboard,
             compiler_options=compiler_options,
             console=console,
+            own=given.config,
         )
     if cases:
         theory.run(
@@ -251,6 +182,14 @@ def _run(given, console):
             compiler_options=compiler_options,
             console=console,
         )
+    if parts > 1:
+        console.print(
+            f"Part {part} of {parts} is finished. When all are: python -m experiments "
+            "plot, and table, with the same options but --shard.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 0
     _plot(given, console)
     return _table(given, console)
 
@@ -266,24 +205,22 @@ class _Finished(NamedTuple):
     """What there is of a figure, and what is missing."""
 
     stem: str  # Of its files.
-    heading: str
     draw: Callable[[], Figure]
-    cells: Callable[[], list[list[str]]]
+    tables: Callable[[], dict[str, list[list[str]]]]  # Heading → cells.
     as_csv: Callable[[], str]
     lacking: str
 
 
 def _finished(given) -> Iterator[_Finished]:
-    chosen = _chosen(given)
+    chosen = choice.chosen(given)
     for name, configs in chosen.figures.items():
-        results = store.load(given.out, configs, given.seeds)
+        results = _results(given, configs)
         if not results:
             raise _nothing(name, given)
         yield _Finished(
             name + "-quick" * given.quick,
-            "final test accuracy",
-            functools.partial(FIGURES[name].plot, results),
-            functools.partial(table.cells, results),
+            functools.partial(chosen.plots[name], results),
+            functools.partial(table.tables, results),
             functools.partial(table.as_csv, results),
             table.missing(results, len(configs), given.seeds),
         )
@@ -295,12 +232,21 @@ def _finished(given) -> Iterator[_Finished]:
         lacking = len(cases) - len(measured)
         yield _Finished(
             name + "-quick" * given.quick,
-            f"{chart.y} against {chart.x}",
             functools.partial(theory_chart.draw, chart),
-            functools.partial(theory_chart.cells, chart),
+            functools.partial(theory_chart.tables, chart),
             functools.partial(theory_chart.as_csv, chart),
             f"{lacking} of {len(cases)} cases are missing" if lacking else "",
         )
+
+
+def _results(given, configs):
+    """Of finished runs, or as a file of results has them."""
+    if getattr(given, "csv", None) is None:
+        return store.load(given.out, configs, given.seeds)
+    try:
+        return table.read_csv(given.csv.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--csv needs a file of results: {error}") from None
 
 
 def _nothing(name, given) -> ValueError:
@@ -325,11 +271,12 @@ def _plot(given, console):
 
 def _table(given, console):
     for figure in _finished(given):
-        path, cells = _folder(given) / figure.stem, figure.cells()
+        path, tables = _folder(given) / figure.stem, figure.tables()
         store.replace(path.with_suffix(".csv"), figure.as_csv())
-        store.replace(path.with_suffix(".md"), table.as_markdown(cells) + "\n")
-        print(f"{figure.stem}: {figure.heading}, mean ± standard deviation over seeds")
-        print(table.aligned(cells))
+        store.replace(path.with_suffix(".md"), table.pages(tables))
+        for heading, cells in tables.items():
+            print(f"{figure.stem}: {heading}")
+            print(table.aligned(cells), end="\n\n")
         console.print(f"Also as {path}.md and .csv. {figure.lacking}", highlight=False)
     return 0
 

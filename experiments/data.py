@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,11 @@ ENVIRONMENT = "BYZJAX_DATA"  # A folder whose tfds/ is a data_dir of TFDS.
 
 
 class Dataset(NamedTuple):
-    """Images `[n, h, w, c]` in uint8 and labels `[n]` in int32."""
+    """Inputs `[n, ...]` and labels `[n]` in int32, 0, 1, ….
+
+    Inputs in uint8 are standardised, channel by channel; those in float32 are taken as
+    they are. The data sets here are images `[n, h, w, c]` in uint8.
+    """
 
     name: str
     train_images: np.ndarray
@@ -21,9 +26,14 @@ class Dataset(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
 
+    @property
+    def classes(self) -> int:
+        """How many; labels are smaller."""
+        return int(max(self.train_labels.max(), self.test_labels.max())) + 1
+
 
 class DataError(RuntimeError):
-    """The data are not there; the message says what to do."""
+    """The data are not there, or are none; the message says what to do."""
 
 
 def load(
@@ -36,8 +46,8 @@ def load(
     """A data set in memory, which costs half a minute once and a second later.
 
     Args:
-      name: "mnist", "fashion_mnist", "cifar10" (through tensorflow-datasets), or
-        "digits", which comes with scikit-learn.
+      name: "mnist", "fashion_mnist", "cifar10" (through tensorflow-datasets),
+        "digits", which comes with scikit-learn, or one that was registered.
       data_dir: the data_dir of TFDS, or a folder with it as tfds/. By default
         $BYZJAX_DATA if set, else TFDS's own default.
       cache_dir: where arrays are kept as .npz, by default ~/.cache/byzjax.
@@ -47,12 +57,11 @@ def load(
       ValueError: another name.
       DataError: data that are not prepared, or cannot be.
     """
-    if name not in models.DATASETS:
-        raise ValueError(
-            f"load needs one of {', '.join(models.DATASETS)}; got name={name!r}"
-        )
-    if name == "digits":
-        return _digits()
+    if name not in SETS:
+        raise ValueError(f"load needs one of {', '.join(SETS)}; got name={name!r}")
+    read = SETS[name]
+    if read is not None:
+        return read()
     folder = _resolve(data_dir)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = pathlib.Path(cache_dir or pathlib.Path(home, "byzjax")).expanduser()
@@ -90,6 +99,54 @@ def _digits() -> Dataset:
     images = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)[order]
     labels = labels.astype(np.int32)[order]
     return Dataset("digits", images[360:], labels[360:], images[:360], labels[:360])
+
+
+# name → how to make it; None: through TFDS.
+SETS: dict[str, Callable[[], Dataset] | None] = dict.fromkeys(models.DATASETS)
+SETS["digits"] = _digits
+
+
+def named(name: str, given: Dataset | Callable[[], Dataset]) -> Callable[[], Dataset]:
+    """A data set of one's own, or what makes it, checked when it is read."""
+
+    def read() -> Dataset:
+        made = given if isinstance(given, Dataset) else given()
+        if not isinstance(made, Dataset):
+            raise DataError(f"data set {name} needs to be a Dataset, got {type(made)}")
+        return _checked(made._replace(name=name))
+
+    return read
+
+
+def _checked(made: Dataset) -> Dataset:
+    """The same with arrays as training wants them."""
+    arrays = {}
+    for part in ("train", "test"):
+        inputs = np.asarray(getattr(made, f"{part}_images"))
+        labels = np.asarray(getattr(made, f"{part}_labels"))
+        where = f"data set {made.name} needs {part}"
+        if inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating):
+            raise DataError(f"{where} inputs in uint8 or floats, got {inputs.dtype}")
+        if inputs.ndim < 2 or labels.shape != inputs.shape[:1] or not labels.size:
+            raise DataError(
+                f"{where} inputs [n, ...] and labels [n], got shapes {inputs.shape} "
+                f"and {labels.shape}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise DataError(f"{where} labels to be integers 0, 1, …, got {labels}")
+        if inputs.dtype != np.uint8:
+            inputs = inputs.astype(np.float32)
+            if not np.isfinite(inputs).all():
+                raise DataError(f"{where} inputs to be finite, got NaN or Inf")
+        arrays[f"{part}_images"] = inputs
+        arrays[f"{part}_labels"] = labels.astype(np.int32)
+    made = made._replace(**arrays)
+    if made.train_images.shape[1:] != made.test_images.shape[1:]:
+        raise DataError(
+            f"data set {made.name} needs training and test inputs of one shape, got "
+            f"{made.train_images.shape[1:]} and {made.test_images.shape[1:]}"
+        )
+    return made
 
 
 def _read(name: str, folder: pathlib.Path | None, download: bool) -> Dataset:

@@ -95,3 +95,13 @@ def _pool_backward(saved, cotangents):
 
 
 norm_relu_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def max_pool(inputs: jax.Array) -> jax.Array:
+    """Maxima of windows 2×2 of `[b, h, w, c]`, h and w even.
+
+    Its gradient is quicker on a CPU than that of `flax.linen.max_pool`, and is shared
+    by equal maxima instead of given to the first.
+    """
+    b, h, w, c = inputs.shape
+    return jnp.max(inputs.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))

@@ -19,10 +19,11 @@ from experiments import layers
 
 
 class Model(NamedTuple):
-    """A network as pure functions. Batches are {"image": [b, h, w, c], "label": [b]}.
+    """A network as pure functions. Batches are {"image": [b, ...], "label": [b]}.
 
-    Images are float32, labels int32. `model_state` holds running statistics, empty for
-    a network that has none.
+    Images are float32, labels int32, and "key", where there is one, is the data of a
+    random key, [2], for dropout. `model_state` holds running statistics, empty for a
+    network that has none.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]  # key → params, model_state.
@@ -53,9 +54,11 @@ def dense(features: int, inputs: jax.Array) -> jax.Array:
     return nn.Dense(features, kernel_init=start, bias_init=start)(inputs)
 
 
-def convolve(images: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
-    """With k // 2 zeros around, for odd k."""
-    r = kernel.shape[0] // 2
+def convolve(
+    images: jax.Array, kernel: jax.Array, strides: int = 1, pad: int | None = None
+) -> jax.Array:
+    """With so many zeros around, k // 2 by default."""
+    r = kernel.shape[0] // 2 if pad is None else pad
     return byzjax.layers.conv_general_dilated(
         images,
         kernel,
@@ -66,18 +69,19 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Arra
 
 
 class Conv(nn.Module):
-    """`nn.Conv` without bias, odd size, zeros around."""
+    """`nn.Conv` without bias, zeros around."""
 
     features: int
     size: int
     strides: int = 1
+    pad: int | None = None
 
     @nn.compact
     def __call__(self, images):
         channels = images.shape[-1]
         shape = self.size, self.size, channels, self.features
         kernel = self.param("kernel", _within(math.prod(shape[:3])), shape)
-        return convolve(images, kernel, self.strides)
+        return convolve(images, kernel, self.strides, self.pad)
 
 
 def norm(train: bool, inputs: jax.Array) -> jax.Array:
@@ -170,11 +174,83 @@ class Mlp(nn.Module):
         return dense(self.classes, hidden)
 
 
-NETWORKS = {"convnet": ConvNet, "resnet18": ResNet18, "mlp": Mlp}
+class Linear(nn.Module):
+    """Logistic regression: 7 850 parameters on MNIST."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return dense(self.classes, images.reshape(images.shape[0], -1))
+
+
+class PlainConv(nn.Module):
+    """`nn.Conv` with bias, without padding."""
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, images):
+        start = _within(self.size**2 * images.shape[-1])
+        bias = self.param("bias", start, (self.features,))
+        outputs = Conv(self.features, self.size, pad=0)(images)
+        return outputs + bias.reshape(1, 1, 1, -1)
+
+
+class DropoutNet(nn.Module):
+    """Conv 3×3 (32), conv 3×3 (64), pool, dense 128, with dropout; no padding.
+
+    The network of *Bucketing* (arXiv 2006.09365) and of PyTorch's MNIST example:
+    1 199 882 parameters on MNIST. Channels are dropped after the pool.
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        images = nn.relu(PlainConv(32, 3)(images))
+        images = nn.relu(layers.max_pool(PlainConv(64, 3)(images)))
+        images = nn.Dropout(0.25, (1, 2), deterministic=not train)(images)
+        hidden = nn.relu(dense(128, images.reshape(images.shape[0], -1)))
+        hidden = nn.Dropout(0.5, deterministic=not train)(hidden)
+        return dense(self.classes, hidden)
+
+
+class LeNet(nn.Module):
+    """Conv 5×5 (20), ReLU, pool, conv 5×5 (50), ReLU, pool, dense; no padding.
+
+    With a hidden layer of 50 behind batch norm the network of the authors' later code,
+    with one of 500 and no batch norm ByzFL's.
+    """
+
+    classes: int
+    hidden: int = 50
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, images, train):
+        for features in (20, 50):
+            images = nn.relu(layers.max_pool(PlainConv(features, 5)(images)))
+        hidden = dense(self.hidden, images.reshape(images.shape[0], -1))
+        if self.norm:
+            hidden = norm(train, hidden)
+        return dense(self.classes, nn.relu(hidden))
+
+
+# `classes` is the data set's.
+NETWORKS = {
+    "convnet": ConvNet,
+    "resnet18": ResNet18,
+    "mlp": Mlp,
+    "linear": Linear,
+    "dropout_net": DropoutNet,
+    "lenet": LeNet,
+}
 
 
 def make_model(name: str, dataset: str) -> Model:
-    """The network `name` for the images of `dataset`.
+    """The network `name` for the images of `dataset`, both from the tables here.
 
     Raises:
       ValueError: a name that is in no table here.
@@ -196,15 +272,22 @@ def functions(network: nn.Module, shape: tuple[int, ...]) -> Model:
         return variables["params"], variables.get("batch_stats", {})
 
     def init(key):
-        return split(network.init(key, jnp.zeros((1, *shape), jnp.float32), train=True))
+        keys = {"params": key, "dropout": key}
+        start = jnp.zeros((1, *shape), jnp.float32)
+        return split(network.init(keys, start, train=True))
 
     def apply(params, model_state, images, **options) -> Any:
         variables = {"params": params, "batch_stats": model_state}
         return network.apply(variables, images, **options)
 
     def loss(params, model_state, batch):
+        options = {}
+        if "key" in batch:
+            options["rngs"] = {"dropout": jax.random.wrap_key_data(batch["key"])}
         logits, changed = apply(
-            params, model_state, batch["image"], train=True, mutable=["batch_stats"]
+            *(params, model_state, batch["image"]),
+            **dict(train=True, mutable=["batch_stats"]),
+            **options,
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return jnp.mean(losses), changed.get("batch_stats", {})

@@ -17,16 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from experiments import data, parallel, store, train
+from experiments import own as own_files
 from experiments.config import Config
+from experiments.progress import Progress
 from experiments.store import Result
 
 
@@ -44,6 +39,7 @@ def run(
     tensorboard: bool = False,
     compiler_options: dict[str, Any] | None = None,
     console: Console | None = None,
+    own: str | os.PathLike[str] | None = None,
 ) -> list[Result]:
     """Trains what is not finished yet, and returns all results.
 
@@ -61,7 +57,9 @@ def run(
       checkpoint_seconds: how long a run goes before its state is saved.
       tensorboard: whether metrics are also written for TensorBoard.
       compiler_options: see `jax.jit`.
-      console: of the progress bar.
+      console: of the progress bar, or of a line now and then.
+      own: the file that registers the names in `configs` that are not the project's,
+        if processes are to read it too; see `jobs`.
 
     Raises:
       DataError: if a data set is not there.
@@ -86,25 +84,20 @@ def run(
         together=together,
         checkpoint_seconds=checkpoint_seconds,
         compiler_options=compiler_options,
+        own=None if own is None else pathlib.Path(own).resolve(),
     )
     total = sum(config.steps * len(missing) for config, missing in todo)
-    with _progress(console) as progress:
-        bar = progress.add_task(f"{len(todo)} configurations", total=total)
-
-        def advance(steps):
-            progress.advance(bar, steps)
-
-        def say(text):
-            console.print(text, style="yellow")
-
+    what = f"{len(todo)} configurations"
+    with Progress(console, total, what) as progress:
         if min(jobs, len(todo)) > 1:
-            parallel.spread(work, todo, min(jobs, len(todo)), advance, say)
+            count = min(jobs, len(todo))
+            parallel.spread(work, todo, count, progress.advance, progress.say)
         else:
             for number, item in enumerate(todo, 1):
                 config, _ = item
                 name = f"{config.attack} {config.rule} {config.optimizer}"
-                progress.update(bar, description=f"{number}/{len(todo)} {name}")
-                work(item, advance, say)
+                progress.describe(f"{number}/{len(todo)} {name}")
+                work(item, progress.advance, progress.say)
     if tensorboard:
         for config in configs:
             for seed in range(seeds):
@@ -122,8 +115,11 @@ def _train_all(
     together: bool,
     checkpoint_seconds: float,
     compiler_options: Any,
+    own: pathlib.Path | None,
 ) -> None:
     """Trains some seeds of a configuration, in a program compiled once."""
+    if own is not None:
+        own_files.load(own)  # Its names, in a process that has not read it yet.
     config, seeds = item
     groups = [seeds] if together else [[seed] for seed in seeds]
     with store.opened(out, config):
@@ -132,16 +128,6 @@ def _train_all(
             for problem in _train(program, group, out, checkpoint_seconds, advance):
                 say(f"{config}: {problem}")
     jax.clear_caches()  # Each configuration is a program of its own.
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", style="dim"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 class _Program:

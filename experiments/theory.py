@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 import byzjax
-from experiments import config, store
+from experiments import names, store
 from experiments.theory_problems import PROBLEMS, problem_of
 
 # --- a case: all learning rates and seeds in one program ------------------------------
@@ -93,12 +93,14 @@ class Case:
 
     def parts(self) -> tuple[byzjax.Aggregator, byzjax.Attack | None]:
         """The rule and the attack that the names stand for."""
-        attack = config.make("attack", self.attack, config.ATTACKS)
+        attack = names.make("attack", self.attack, names.ATTACKS)
         if not isinstance(attack, byzjax.Attack | None):
             raise ValueError(
                 f"Case needs an attack on the messages, got attack={self.attack!r}"
             )
-        rule = config.make("rule", self.rule, config.RULES, f=self.num_byzantine)
+        rule = names.make(
+            "rule", self.rule, names.RULES, num_byzantine=self.num_byzantine
+        )
         return rule, attack
 
     def digest(self) -> str:

@@ -36,21 +36,22 @@ class Chart(NamedTuple):
 
 
 # Colour by optimizer, as in the other figures; full lines for what a theorem is about.
-BLUE, RED, ORANGE = "#0072b2", "#d55e00", "#e69f00"
+BLUE, RED, GREEN = "#0072b2", "#d55e00", "#009e73"
+SKY, PURPLE = "#56b4e9", "#cc79a7"
 STYLES = {
-    "μ²-SGD, a worker": (RED, "--", "v"),
+    "μ²-SGD, a worker": (PURPLE, "--", "v"),
     "μ²-SGD, aggregate": (RED, "-", "^"),
-    "μ²-SGD at 1/(4L), a worker": (ORANGE, "--", "<"),
-    "momentum, a worker": (BLUE, "--", "s"),
+    "μ²-SGD at 1/(4L), a worker": (GREEN, "--", "<"),
+    "momentum, a worker": (SKY, "--", "s"),
     "momentum, aggregate": (BLUE, "-", "o"),
     "μ²-SGD, η = 1/(4LT)": (RED, "-", "^"),
-    "μ²-SGD, η = 1/(4L)": (ORANGE, "-", "<"),
+    "μ²-SGD, η = 1/(4L)": (GREEN, "-", "<"),
     "momentum, η = 1/(4L)": (BLUE, "-", "o"),
-    "momentum, best η": (BLUE, ":", "s"),
+    "momentum, best η": (PURPLE, ":", "s"),
     "μ²-SGD, after T": (RED, "-", "^"),
-    "μ²-SGD, after T/16": (RED, ":", "v"),
+    "μ²-SGD, after T/16": (PURPLE, ":", "v"),
     "momentum, after T": (BLUE, "-", "o"),
-    "momentum, after T/16": (BLUE, ":", "s"),
+    "momentum, after T/16": (SKY, ":", "s"),
 }
 
 
@@ -71,10 +72,13 @@ def slope(x: np.ndarray, y: np.ndarray, fitted: np.ndarray) -> str:
 
 
 def draw(chart: Chart) -> Figure:
-    """A panel a problem and attack; bands reach from the lowest seed to the highest."""
+    """A panel a problem and attack; bands reach from the lowest seed to the highest.
+
+    The legend names every line. In a panel, behind a line's marker, is what was fitted.
+    """
     rows = list(dict.fromkeys(panel.row for panel in chart.panels))
     columns = list(dict.fromkeys(panel.column for panel in chart.panels))
-    size = max(3.1 * len(columns) + 0.6, 6.5), 2.9 * len(rows) + 1.3
+    size = max(2.4 * len(columns) + 0.7, 6.5), 2.6 * len(rows) + 1.5
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(
         len(rows), len(columns), sharex=True, sharey="row", squeeze=False
@@ -86,14 +90,13 @@ def draw(chart: Chart) -> Figure:
         i, j = rows.index(panel.row), columns.index(panel.column)
         axis = axes[i, j]
         axis.set_visible(True)
-        notes = [line for line in panel.lines if line.note]
-        most = max(most, len(notes))
-        for line in panel.lines:
+        most = max(most, sum(bool(line.note) for line in panel.lines))
+        widths = np.linspace(2.4, 1.2, len(panel.lines))
+        for line, width in zip(panel.lines, widths, strict=True):
             color, dashes, marker = STYLES[line.name]
-            style = dict(color=color, linestyle=dashes, linewidth=1.5)
-            mark = dict(
-                marker=marker, markersize=3.5, markevery=max(1, len(line.x) // 9)
-            )
+            style = dict(color=color, linestyle=dashes, linewidth=width)
+            every = max(1, len(line.x) // 7)
+            mark = dict(marker=marker, markersize=3.5, markevery=every)
             mean = line.y.mean(0)
             (handles[line.name],) = axis.plot(line.x, mean, **style, **mark)
             band = axis.fill_between(line.x, line.y.min(0), line.y.max(0), alpha=0.15)
@@ -101,17 +104,15 @@ def draw(chart: Chart) -> Figure:
         if chart.guide is not None:
             x = panel.lines[0].x / panel.lines[0].x[0]
             start = max(line.y.mean(0)[0] for line in panel.lines)
-            guide = start * x**chart.guide
-            axis.plot(panel.lines[0].x, guide, color="#999999", linewidth=1, zorder=0)
-        for place, line in enumerate(reversed(notes)):
-            axis.annotate(
-                f"{line.name}: {line.note.replace('-', '−')}",
-                **dict(xy=(0.03, 0.03 + 0.075 * place), xycoords="axes fraction"),
-                **dict(color=STYLES[line.name][0], fontsize=7.5),
+            (handles[f"falls as 1/{chart.x.split()[-1]}, to compare"],) = axis.plot(
+                *(panel.lines[0].x, start * x**chart.guide),
+                **dict(color="#999999", linewidth=1, zorder=0),
             )
+        _write_notes(axis, [line for line in panel.lines if line.note])
         axis.set_yscale("log")
         if chart.log_x:
             axis.set_xscale("log")
+            axis.minorticks_off()
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(panel.column if i == 0 else "", fontsize=10)
@@ -121,17 +122,32 @@ def draw(chart: Chart) -> Figure:
             axis.set_ylabel(f"{panel.row}\n{chart.y}")
     for row in axes:  # Room for the notes.
         low, high = row[0].get_ylim()
-        row[0].set_ylim(low * (low / high) ** (0.1 * most), high)
-    heading = f"{chart.title}; beside the names: {chart.note}"
+        row[0].set_ylim(low * (low / high) ** (0.11 * -(-most // 2)), high)
+    heading = f"{chart.title}\nnumbers: {chart.note}"
     figure.suptitle(heading, fontsize=11)
     figure.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=len(handles),
+        ncols=max(2, int(size[0] / 3)),
         frameon=False,
     )
     return figure
+
+
+def _write_notes(axis, lines):
+    """Two a row, from the bottom, each behind the marker of its line."""
+    for place, line in enumerate(lines):
+        color, _, marker = STYLES[line.name]
+        x = 0.04 + 0.5 * (place % 2)
+        y = 0.04 + 0.09 * ((len(lines) - 1) // 2 - place // 2)
+        style = dict(marker=marker, color=color, markersize=4, transform=axis.transAxes)
+        axis.plot([x], [y + 0.02], **style, scalex=False, scaley=False)
+        axis.annotate(
+            line.note.replace("-", "−"),
+            **dict(xy=(x + 0.04, y), xycoords="axes fraction"),
+            **dict(color=color, fontsize=8),
+        )
 
 
 def cells(chart: Chart) -> list[list[str]]:
@@ -142,6 +158,12 @@ def cells(chart: Chart) -> list[list[str]]:
         for p in chart.panels
         for line in p.lines
     ]
+
+
+def tables(chart: Chart) -> dict[str, list[list[str]]]:
+    """Heading → cells."""
+    spread = "mean ± standard deviation over seeds"
+    return {f"{chart.y} against {chart.x}, {spread}": cells(chart)}
 
 
 def as_csv(chart: Chart) -> str:

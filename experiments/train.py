@@ -17,7 +17,7 @@ import optax
 import byzjax
 from experiments.config import Config
 from experiments.data import Dataset
-from experiments.models import make_model
+from experiments.models import functions
 
 # On a CPU what is computed of one batch stays in cache; a GPU wants more at once.
 CPU_EVAL_BATCH, EVAL_BATCH = 20, 500
@@ -68,8 +68,10 @@ def make_run(config: Config, dataset: Dataset) -> Run:
             "make_run needs the data set of the configuration, got "
             f"{dataset.name} for dataset={config.dataset}"
         )
-    model = make_model(config.model, config.dataset)
-    parts = config.parts()
+    classes, shape = dataset.classes, dataset.train_images.shape[1:]
+    model = functions(config.network(classes), shape)
+    parts = config.parts(classes)
+    normalise = _normaliser(dataset)
     stateful = bool(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))[1]))
 
     def plain_loss(params, batch):
@@ -98,11 +100,11 @@ def make_run(config: Config, dataset: Dataset) -> Run:
         # From the step's number, so that a run may be cut anywhere.
         key = jax.random.fold_in(jax.random.split(key)[1], state.step)
         draw, act = jax.random.split(key)
-        return trainer.step(state, _batches(config, data, draw), act)
+        return trainer.step(state, _batches(config, normalise, data, draw), act)
 
     def evaluate(data, state):
         logits = functools.partial(model.logits, state.params, state.model_state or {})
-        return _evaluate(config.dataset, logits, data)
+        return _evaluate(normalise, logits, data)
 
     def segment(data, state, key):
         state, metrics = jax.lax.scan(
@@ -134,7 +136,8 @@ def _on_device(config: Config, dataset: Dataset, split: Any) -> dict[str, jax.Ar
     # Padded to whole batches by images of no class, which count for nothing.
     size = CPU_EVAL_BATCH if jax.default_backend() == "cpu" else EVAL_BATCH
     extra = -len(dataset.test_labels) % size
-    images = np.pad(dataset.test_images, ((0, extra), (0, 0), (0, 0), (0, 0)))
+    ends = [(0, extra)] + [(0, 0)] * (dataset.test_images.ndim - 1)
+    images = np.pad(dataset.test_images, ends)
     labels = np.pad(dataset.test_labels, (0, extra), constant_values=-1)
     data |= {
         "images": dataset.train_images,
@@ -145,8 +148,13 @@ def _on_device(config: Config, dataset: Dataset, split: Any) -> dict[str, jax.Ar
     return {name: jnp.asarray(value) for name, value in data.items()}
 
 
-def _batches(config: Config, data: Any, key: jax.Array) -> dict[str, jax.Array]:
-    """Uniform draws, with replacement, from what each worker holds: `[m, b, ...]`."""
+def _batches(
+    config: Config, normalise: Callable[..., jax.Array], data: Any, key: jax.Array
+) -> dict[str, jax.Array]:
+    """Uniform draws, with replacement, from what each worker holds: `[m, b, ...]`.
+
+    And each worker's key for dropout, as plain data, `[m, 2]`.
+    """
     shape = config.num_workers, config.batch_size
     index_key, augment_key = jax.random.split(key)
     sizes = jnp.broadcast_to(data["sizes"][:, None], shape)
@@ -156,9 +164,12 @@ def _batches(config: Config, data: Any, key: jax.Array) -> dict[str, jax.Array]:
     images = data["images"][index]
     if config.dataset == "cifar10":
         images = _augment(augment_key, images)
+    # Not one of the two keys above, which draw as before there was a third.
+    keys = jax.random.split(jax.random.fold_in(key, 2), config.num_workers)
     return {
-        "image": _normalise(config.dataset, images),
+        "image": normalise(images),
         "label": data["labels"][index],
+        "key": jax.random.key_data(keys),
     }
 
 
@@ -178,20 +189,30 @@ def _augment(key: jax.Array, images: jax.Array) -> jax.Array:
     return jax.vmap(one)(flat, offsets, coins).reshape(images.shape)
 
 
-def _normalise(dataset: str, images: jax.Array) -> jax.Array:
-    mean, std = (
-        np.reshape(x, (1,) * (images.ndim - 1) + (-1,)).astype(np.float32)
-        for x in NORMALISATION[dataset]
-    )
-    return (images.astype(jnp.float32) / 255 - mean) / std
+def _normaliser(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
+    """Images in uint8 → float32, standardised; what is float32 already stays."""
+    if dataset.train_images.dtype != np.uint8:
+        return lambda inputs: inputs
+    found = NORMALISATION.get(dataset.name)
+    if found is None:
+        axes = tuple(range(dataset.train_images.ndim - 1))
+        mean = dataset.train_images.mean(axes) / 255
+        found = mean, np.maximum(dataset.train_images.std(axes) / 255, 1e-3)
+
+    def normalise(images):
+        shape = (1,) * (images.ndim - 1) + (-1,)
+        mean, std = (np.reshape(x, shape).astype(np.float32) for x in found)
+        return (images.astype(jnp.float32) / 255 - mean) / std
+
+    return normalise
 
 
-def _evaluate(dataset: str, logits: Any, data: Any) -> dict[str, jax.Array]:
+def _evaluate(normalise: Any, logits: Any, data: Any) -> dict[str, jax.Array]:
     """Accuracy and loss over all test images."""
 
     def batch(operands):
         images, labels = operands
-        outputs, known = logits(_normalise(dataset, images)), labels >= 0
+        outputs, known = logits(normalise(images)), labels >= 0
         losses = optax.softmax_cross_entropy_with_integer_labels(
             outputs, jnp.maximum(labels, 0)
         )

@@ -117,7 +117,10 @@ def _around_center(rows, origins, present):
         # That of the middle of the rows' largest entries, which no minority moves.
         beside = [None] * len(rows) if origins is None else origins
         tops = _range.largest(rows, beside)
-        unit = _range.power_of_two(_range.middle(tops, present)).astype(one.dtype)
+        size = _range.middle(tops, present)
+        # Where most are zero, that of the nearest other: its square is no zero then.
+        size = jnp.where(size > 0, size, jnp.min(jnp.where(tops > 0, tops, jnp.inf)))
+        unit = _range.power_of_two(size).astype(one.dtype)
         x, o = _range.unfolded((rows, origins))
         found = _by_products(x, o, present, _range.inverse(unit))
         return jnp.asarray(False), found, unit

@@ -7,6 +7,8 @@ One of your own is a file like these and a name in the tables below.
 from types import ModuleType
 
 from experiments.figures import (
+    bucketing,
+    byzfl,
     cifar10,
     fig1,
     fig2,
@@ -16,6 +18,8 @@ from experiments.figures import (
     heatmap,
     heterogeneity,
     learning_rates,
+    mu2sgd_convex,
+    mu2sgd_network,
     theory_byzantine,
     theory_excess_loss,
     theory_learning_rates,
@@ -32,6 +36,10 @@ FIGURES: dict[str, ModuleType] = {
     "heatmap": heatmap,
     "heterogeneity": heterogeneity,
     "learning_rates": learning_rates,
+    "mu2sgd_convex": mu2sgd_convex,
+    "mu2sgd_network": mu2sgd_network,
+    "bucketing": bucketing,
+    "byzfl": byzfl,
 }
 
 THEORY: dict[str, ModuleType] = {

@@ -11,8 +11,9 @@ CLAIM = "CTMA helps under sign flip and NNM under little, as on MNIST"
 
 
 def configs():
-    return grid(
-        Config(dataset="cifar10", steps=735, eval_every=147),
+    start = Config(dataset="cifar10", steps=735, eval_every=147)
+    return common.quiet(start, optimizer=common.OPTIMIZERS) + grid(
+        start,
         attack=["sign_flip", "little"],
         optimizer=common.OPTIMIZERS,
         rule=[meta.format("median") for meta in common.METAS],

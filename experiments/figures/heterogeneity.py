@@ -14,10 +14,11 @@ ALPHAS = (0.1, 0.3, 1.0, 10.0)
 
 
 def configs():
-    return grid(
+    partitions = [f"dirichlet(alpha={alpha})" for alpha in ALPHAS]
+    return common.quiet(partition=partitions) + grid(
         Config(num_byzantine=4),
         attack=["sign_flip", "little"],
-        partition=[f"dirichlet(alpha={alpha})" for alpha in ALPHAS],
+        partition=partitions,
         rule=[meta.format("median") for meta in common.METAS],
     )
 

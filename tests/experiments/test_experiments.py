@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, train
-from experiments.config import ATTACKS, OPTIMIZERS, RULES, Config, grid
+from experiments import data, models, train
+from experiments.config import Config, grid
 from experiments.figures import FIGURES
+from experiments.names import ATTACKS, OPTIMIZERS, RULES
 
 # --- configurations -------------------------------------------------------------------
 
@@ -43,6 +44,7 @@ def test_every_name_makes_something():
     needs = {"centered_clipping": "(radius=1.0)", "gaussian": "(std=1.0)"}
     needs |= {"fang": "(against='krum')"}
     needs |= {"clipping": "(median, max_norm=1.0)", "constant": "(value=1.0)"}
+    needs |= {"optimized": "(ipm)", "without_momentum": "(decay=0.9)"}
     for meta in ("ctma", "nnm", "bucketing", "arc"):
         needs[meta] = "(median)"
     for field, table in (("rule", RULES), ("attack", ATTACKS)):
@@ -57,6 +59,8 @@ def test_every_name_makes_something():
         dict(rule="ctma(median, num_byzantine=2)"),
         dict(optimizer="mu2sgd(beta=0.9, mixing=0.1)"),
         dict(partition="shards(shards_per_worker=2)"),
+        dict(partition="among_honest(gamma_similarity(gamma=0.5))"),
+        dict(model="lenet(hidden=500, norm=False)"),
     ):
         Config(**option)
 
@@ -207,7 +211,7 @@ def test_segments_are_the_whole_run_and_train_is_pure(run):
 def test_evaluation_counts_every_test_image_once(run):
     digits = data.load("digits")
     state, row = run.segment(run.data, run.init(KEY), KEY)
-    model = train.make_model("mlp", "digits")
+    model = models.make_model("mlp", "digits")
     mean, std = (np.float32(x[0]) for x in train.NORMALISATION["digits"])
     images = (digits.test_images.astype(np.float32) / 255 - mean) / std
     logits = np.asarray(model.logits(state.params, {}, images), np.float64)
@@ -222,7 +226,7 @@ def test_workers_draw_from_what_they_hold():
     digits = data.load("digits")
     config = dataclasses.replace(SMALL, partition="extreme", batch_size=30)
     run = train.make_run(config, digits)
-    drawn = train._batches(config, run.data, jax.random.key(0))["label"]
+    drawn = train._batches(config, lambda x: x, run.data, jax.random.key(0))["label"]
     sorted_labels = np.array_split(np.sort(digits.train_labels), 5)
     for mine, held in zip(np.asarray(drawn), sorted_labels, strict=True):
         assert set(mine) <= set(held) and len(set(mine)) > 1

@@ -172,3 +172,83 @@ def test_starts_as_pytorch_does(convnet):
 def test_unknown_names(names):
     with pytest.raises(ValueError, match="make_model needs one of"):
         models.make_model(*names)
+
+
+class PlainLeNet(nn.Module):
+    """`LeNet` without batch norm and `DropoutNet` without dropout, in Flax's layers."""
+
+    features: tuple[int, int]
+    size: int
+    pools: tuple[bool, bool]
+    hidden: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        for features, pool in zip(self.features, self.pools, strict=True):
+            images = nn.Conv(features, (self.size, self.size), padding="VALID")(images)
+            images = nn.relu(images)
+            if pool:
+                images = nn.max_pool(images, (2, 2), (2, 2))
+        hidden = nn.Dense(self.hidden)(images.reshape(images.shape[0], -1))
+        return nn.Dense(10)(nn.relu(hidden))
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "size"),
+    [
+        # 320 + 18 496 + 1 179 776 + 1 290; 520 + 25 050 + 400 500 + 5 010
+        (models.DropoutNet(10), ((32, 64), 3, (False, True), 128), 1_199_882),
+        (models.LeNet(10, 500, False), ((20, 50), 5, (True, True), 500), 431_080),
+    ],
+)
+def test_networks_of_other_papers_are_what_flax_computes(network, layers, size):
+    draw = np.random.default_rng(0)
+    batch = {name: value[0] for name, value in batches(draw, 1, 3).items()}
+    fast = models.functions(network, (28, 28, 1))
+    slow = models.functions(PlainLeNet(*layers), (28, 28, 1))
+    params, state = fast.init(jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(params)) == size and not state
+    moved = {name: params[name] for name in ("Dense_0", "Dense_1")}
+    for i in range(2):
+        layer = params[f"PlainConv_{i}"]
+        moved[f"Conv_{i}"] = layer["Conv_0"] | {"bias": layer["bias"]}
+
+    def both(model, at):
+        def loss(at):  # As when evaluated: nothing is dropped.
+            logits = model.logits(at, {}, batch["image"])
+            picked = jnp.take_along_axis(logits, batch["label"][:, None], 1)
+            return jnp.sum(jnp.square(picked)), logits
+
+        return jax.grad(loss, has_aux=True)(at)
+
+    with jax.numpy_rank_promotion("allow"):  # Flax's layers promote ranks.
+        want, want_logits = jax.jit(lambda: both(slow, moved))()
+    got, logits = jax.jit(lambda: both(fast, params))()
+    close(logits, want_logits)
+    for i in range(2):
+        close(got[f"Dense_{i}"], want[f"Dense_{i}"], 1e-4)
+        layer = got[f"PlainConv_{i}"]
+        close(layer["Conv_0"] | {"bias": layer["bias"]}, want[f"Conv_{i}"], 1e-4)
+
+
+def test_dropout_is_drawn_from_the_key_of_the_batch():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            self.param("unused", nn.initializers.zeros, (1,))
+            return nn.Dropout(0.25, deterministic=not train)(images)
+
+    model = models.functions(Dropped(), (4000,))
+    params, state = model.init(jax.random.key(0))
+    ones, label = jnp.ones((1, 4000)), jnp.zeros(1, jnp.int32)
+
+    def loss(seed):
+        key = jax.random.key_data(jax.random.key(seed))
+        batch = {"image": ones, "label": label, "key": key}
+        return model.loss(params, state, batch)[0]
+
+    assert loss(1) == loss(1) != loss(2)
+    np.testing.assert_array_equal(model.logits(params, state, ones), ones)
+    # log Σ exp over 3 000 entries of 4/3 and 1 000 zeros, minus one of the two.
+    whole = math.log(3000 * math.exp(4 / 3) + 1000)
+    assert min(abs(loss(1) - whole), abs(loss(1) - whole + 4 / 3)) < 0.05

@@ -33,6 +33,11 @@ SMALL = Config(
 FAST = {"compiler_options": command_line.UNOPTIMISED}
 
 
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+
 def all_there(folder):
     """A checkpoint, and rows after it."""
     path = folder / "seed-0.jsonl"
