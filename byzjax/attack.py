@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from byzjax import base, checks, eager, trees
@@ -54,10 +55,19 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
         given = num_byzantine
 
         def update(
-            updates, state, params=None, *, num_byzantine=None, key=None, **extra
+            updates,
+            state,
+            params=None,
+            *,
+            num_byzantine=None,
+            key=None,
+            present=None,
+            **extra,
         ):
             f = _one_of(given, num_byzantine)
             m = checks.stacked(updates, params)
+            if present is not None:
+                extra["present"] = jnp.asarray(checks.present("update", present, m))
             updates = trees.as_arrays(updates)
             if f == 0:
                 return updates, state
@@ -67,11 +77,12 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
                     f"num_byzantine={f} and num_workers={m}"
                 )
 
-            def attacked(updates, state, params, key, **extra):
+            def attacked(updates, state, params, key, *, present=None, **extra):
                 honest = jax.tree.map(lambda leaf: leaf[: m - f], updates)
+                seen = trees.of_present(honest, present)
                 own = jax.tree.map(lambda leaf: leaf[m - f :], updates)
                 messages, state = checked_forge(
-                    honest, own, state, num_byzantine=f, key=key, params=params, **extra
+                    seen, own, state, num_byzantine=f, key=key, params=params, **extra
                 )
                 owner, what = "an attack", "its messages"
                 return trees.stack_rows(honest, messages, owner, what), state

@@ -56,6 +56,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       init: parameters → state.
       update: what to do with stacked updates whose leaves are arrays.
       check: see below.
+      trusted: see below.
       weigh: see below.
       distances: see below.
       reduce: see below.
@@ -65,6 +66,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       init: parameters → state.
       update: stacked updates, state → aggregate, state.
       check: raises a ValueError if the rule cannot serve so many workers.
+      trusted: indices of rows that have to be present.
       weigh: for rules that are a weighting of the workers decided by their geometry
         alone, the function `weigh(geometry, key=, weights=)` → `[m]`; else None.
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
@@ -86,6 +88,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     reduce: Callable[..., jax.Array] | None
     takes: frozenset[str]
     check: Check
+    trusted: tuple[int, ...]
     _update: Callable[..., Any]
 
     def __new__(
@@ -94,6 +97,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         update,
         *,
         check: Check | None = None,
+        trusted: tuple[int, ...] = (),
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[..., jax.Array] | None = None,
@@ -116,6 +120,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self = super().__new__(cls, init, on_arrays)
         self._update = update
         self.check = check or (lambda m: None)
+        self.trusted = trusted
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
@@ -165,6 +170,11 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         if isinstance(present, jax.core.Tracer):
             return present
         n = int(present.sum())
+        for row in self.trusted:
+            if row < m and not present[row]:
+                raise ValueError(
+                    f"update needs row {row}, which {self!r} trusts, to be present"
+                )
         if n == 0:
             raise ValueError(f"update needs a worker who is present, got 0 of {m}")
         try:
@@ -192,7 +202,10 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         present = jnp.asarray(checks.present("enough", present, len(present)))
         serves = [self._serves(n) for n in range(present.shape[0] + 1)]
-        return jnp.asarray(serves)[jnp.sum(present)]
+        enough = jnp.asarray(serves)[jnp.sum(present)]
+        for row in self.trusted:
+            enough &= present[row]
+        return enough
 
     def aggregate(
         self,
@@ -223,7 +236,9 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             workers, a list of trees. `byzjax.stack` makes a stacked tree of such.
           TypeError: an extra argument that nothing in the rule takes.
         """
-        checks.extras("aggregate", extra, self.takes | {"key", "weights", "present"})
+        named = {"weights": weights, "present": present}
+        given = [name for name, value in named.items() if value is not None]
+        checks.extras("aggregate", [*extra, *given], self.takes | {"key"})
         checks.stacked(updates)
         updates = trees.as_arrays(updates)
         if present is not None:

@@ -70,7 +70,8 @@ def influence(
       [0.  0.5 0.5 0. ]
     """
     base.check_aggregator("influence", rule)
-    checks.extras("influence", extra, rule.takes)
+    given = [] if weights is None else ["weights"]
+    checks.extras("influence", [*extra, *given], rule.takes | {"key", "state"})
     checks.stacked(updates)
     # Half-precision rows would round the derivative, not only the result.
     wide = jax.tree.map(_widened, trees.as_arrays(updates))

@@ -100,3 +100,19 @@ def accumulator_dtype(dtype) -> Any:
     """What is computed in: float32, or wider where the leaf is wider."""
     # NumPy's: that of jax.numpy refuses under jax_numpy_dtype_promotion="strict".
     return jax.dtypes.canonicalize_dtype(np.promote_types(dtype, np.float32))
+
+
+def of_present(rows: Tree, present: jax.Array | None) -> Tree:
+    """Rows `[h, ...]`, those of absent workers replaced by the others' in turn.
+
+    Args:
+      rows: of the first h workers.
+      present: `[m]`, or None for all.
+    """
+    if present is None:
+        return rows
+    there = present[: jax.tree.leaves(rows)[0].shape[0]]
+    places = jnp.arange(there.size)
+    others = jnp.argsort(~there, stable=True)[places % jnp.maximum(jnp.sum(there), 1)]
+    index = jnp.where(there, places, others)
+    return jax.tree.map(lambda x: x[index], rows)

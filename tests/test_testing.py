@@ -83,6 +83,21 @@ def of_all_workers(geometry):
     return jnp.where(geometry.finite, 1 / geometry.num_workers, 0)
 
 
+def with_the_first(geometry):
+    """A mean whose first row counts, absent or not."""
+    present = geometry.present
+    counts = jnp.ones(geometry.num_workers) if present is None else present
+    shares = counts.astype(geometry.norms.dtype).at[0].set(1)
+    return shares / jnp.sum(shares)
+
+
+def test_a_row_that_counts_though_absent():
+    rule = rules.geometric("first", with_the_first, absent=True)
+    claims = dict(permutation=False, translation=False, scaling=False)
+    with pytest.raises(AssertionError, match=r"^absent: "):
+        check(rule, hull=False, poison_proof=False, absent=True, **claims)
+
+
 WRONG["absent"] = (
     rules.geometric("late", of_all_workers, absent=True),
     dict(hull=False, poison_proof=False, absent=True),

@@ -12,7 +12,11 @@ from byzjax.numerics import order, stacked
 
 
 class CenteredClippingState(NamedTuple):
-    """State of `centered_clipping`."""
+    """State of `centered_clipping`.
+
+    Attributes:
+      center: v, the last aggregate, a tree `[...]` like the parameters; zeros at first.
+    """
 
     center: trees.Tree  # v, leaves [...].
 

@@ -14,7 +14,14 @@ from byzjax.numerics import stacked
 
 
 class ClippedClusteringState(NamedTuple):
-    """State of `clipped_clustering`."""
+    """State of `clipped_clustering`.
+
+    Attributes:
+      norms: the norms of the latest rounds, latest first, `[window]`; +inf where there
+        are none yet.
+      rounds: the number of the round that each is of, `[window]`, int32.
+      count: how many norms there are, of whole rounds, `[]`, int32.
+    """
 
     norms: jax.Array  # The norms of the latest rounds, latest first, [window].
     rounds: jax.Array  # The number of the round of each, [window]; int32.

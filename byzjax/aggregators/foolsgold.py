@@ -14,7 +14,12 @@ from byzjax.trees import accumulator_dtype
 
 
 class FoolsGoldState(NamedTuple):
-    """State of `foolsgold`."""
+    """State of `foolsgold`.
+
+    Attributes:
+      history: sums of each worker's updates so far, leaves `[m, ...]`, float32 or wider;
+        None without `num_workers`.
+    """
 
     history: trees.Tree  # Sums of the updates so far, leaves [m, ...]; or None.
 

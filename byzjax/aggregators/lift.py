@@ -102,6 +102,7 @@ def from_weigh(
     weigh: base.Weigh,
     *,
     check: base.Check | None = None,
+    trusted: tuple[int, ...] = (),
     distances: bool = True,
     keeps: Callable[[int], int] | None = None,
 ) -> Aggregator:
@@ -122,6 +123,7 @@ def from_weigh(
         optax.init_empty_state,
         claims.equal_weights_are_none(update),
         check=check,
+        trusted=trusted,
         weigh=weigh,
         distances=distances,
     )
@@ -164,6 +166,9 @@ def premixed(
             check(m)
         rule.check(m if count is None else count(m))
 
+    # Of means a rule trusts one, and no longer a worker.
+    trusted = rule.trusted if count is None else ()
+
     def mixing(geometry, key):
         if not random:
             return matrix(geometry), key
@@ -189,7 +194,7 @@ def premixed(
                 precision=jax.lax.Precision.HIGHEST,
             )
 
-        return from_weigh(weigh, check=check_both)
+        return from_weigh(weigh, check=check_both, trusted=trusted)
 
     def update(
         updates, state, params=None, *, key=None, weights=None, present=None, **extra
@@ -212,7 +217,9 @@ def premixed(
             return mixed, state
         return rule.inside(mixed, state, params, key=key, **extra)
 
-    return Aggregator(rule.init, update, check=check_both, takes=rule.takes)
+    return Aggregator(
+        rule.init, update, check=check_both, trusted=trusted, takes=rule.takes
+    )
 
 
 def prescaled(
@@ -251,7 +258,9 @@ def prescaled(
             shares = base_weigh(scaled, key=key, weights=None)
             return jnp.where(scaled.finite, shares, 0) * s
 
-        return from_weigh(weigh, check=check_both, distances=rule.distances)
+        return from_weigh(
+            weigh, check=check_both, trusted=rule.trusted, distances=rule.distances
+        )
 
     def update(
         updates, state, params=None, *, key=None, weights=None, present=None, **extra
@@ -260,7 +269,9 @@ def prescaled(
         scaled = stacked.scale(updates, s)
         return rule.inside(scaled, state, params, key=key, present=present, **extra)
 
-    return Aggregator(rule.init, update, check=check_both, takes=rule.takes)
+    return Aggregator(
+        rule.init, update, check=check_both, trusted=rule.trusted, takes=rule.takes
+    )
 
 
 def clipped_mean(

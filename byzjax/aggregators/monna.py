@@ -23,7 +23,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
 
     Args:
       num_byzantine: f.
-      pivot: p, the index of the trusted row.
+      pivot: p, the index of the trusted row, which has to be present.
 
     Returns:
       An `Aggregator`.
@@ -68,5 +68,10 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
         return stacked.weighted_sum(updates, kept, at_most=m - f), state
 
     # By itself it needs the distances to one row only; composed, the geometry is there.
-    geometric = lift.geometric("monna", weigh, check=check, absent=True)
-    return Aggregator(geometric.init, update, check=check, weigh=geometric.weigh)
+    geometric = lift.geometric("monna", weigh, absent=True)
+    return Aggregator(
+        *(geometric.init, update),
+        check=check,
+        trusted=(pivot,),
+        weigh=geometric.weigh,
+    )

@@ -12,7 +12,11 @@ from byzjax.trees import Tree
 
 
 class FreeRiderState(NamedTuple):
-    """State of `free_rider`."""
+    """State of `free_rider`.
+
+    Attributes:
+      last: the honest mean of the step before, leaves `[...]`; zeros at first.
+    """
 
     last: Tree  # Honest mean of the step before, leaves [...]; zeros at first.
 

@@ -13,7 +13,14 @@ from byzjax.trees import Tree
 
 
 class MimicState(NamedTuple):
-    """State of `mimic` with a warm-up."""
+    """State of `mimic` with a warm-up.
+
+    Attributes:
+      step: steps done, `[]`, int32.
+      mean: running mean of the honest messages, leaves `[...]`, float32 or wider.
+      direction: z, of unit norm once the first step is done, leaves `[...]`.
+      worker: the worker mimicked in the last step, `[]`, int32.
+    """
 
     step: jax.Array  # [], int32, steps done.
     mean: Tree  # Running mean of the honest messages, leaves [...], float32 or wider.

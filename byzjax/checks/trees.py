@@ -52,14 +52,11 @@ def stacked(updates: Any, params: Any = None) -> int:
 
     Raises:
       ValueError: leaves that are not [num_workers, *shape of the parameter]; without
-        params a list of equal trees that has a number a worker somewhere, which hardly
-        is a stacked tree.
+        params a list of equal trees, which hardly is a stacked tree.
     """
     m = num_workers(updates)
     if params is None:
-        if _is_list_of_trees(updates) and any(
-            x.ndim == 1 for x in jax.tree.leaves(updates)
-        ):
+        if _is_list_of_trees(updates):
             raise ValueError(
                 f"updates need to be one stacked tree, got a {type(updates).__name__} "
                 f"of {len(updates)} equal trees: {_how_to_stack(updates)}; a tree that "
@@ -103,8 +100,12 @@ def _is_list_of_trees(updates: Any) -> bool:
     if not isinstance(updates, list | tuple) or hasattr(updates, "_fields"):
         return False
     kinds = {jax.tree.structure(tree) for tree in updates}
-    shapes = {tuple(np.shape(x) for x in jax.tree.leaves(tree)) for tree in updates}
-    return len(updates) > 1 and len(kinds) == len(shapes) == 1
+    arrays = {tuple(map(_kind, jax.tree.leaves(tree))) for tree in updates}
+    return len(updates) > 1 and len(kinds) == len(arrays) == 1
+
+
+def _kind(leaf: Any) -> tuple[Any, str]:
+    return np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))
 
 
 def one_worker(owner: str, updates: Any, like: Any) -> None:

@@ -97,24 +97,16 @@ def forged(
     honest = jax.tree.map(lambda x: x[:h], rows)
     own = jax.tree.map(lambda x: x[h:], rows) if attack.needs_own else None
     sent, state = attack.forge(
-        _seen(honest, present), own, state, num_byzantine=f, key=key, params=params
+        trees.of_present(honest, present),
+        own,
+        state,
+        num_byzantine=f,
+        key=key,
+        params=params,
     )
     return trees.stack_rows(
         honest, sent, "trainer.step", "the attack's messages"
     ), state
-
-
-def _seen(honest, present):
-    """Honest rows, those of absent workers replaced by the others' in turn."""
-    if present is None:
-        return honest
-    there = present[: jax.tree.leaves(honest)[0].shape[0]]
-    first = jnp.argsort(~there, stable=True)
-    count = jnp.maximum(jnp.sum(there), 1)
-    index = jnp.where(
-        there, jnp.arange(there.size), first[jnp.arange(there.size) % count]
-    )
-    return jax.tree.map(lambda x: x[index], honest)
 
 
 def aggregated(
@@ -166,13 +158,16 @@ def model_state_of(
     # The rule's own f counts on m rows, whoever computed them.
     if setup.num_computed < setup.num_workers and attack is None:
         from_honest = np.arange(setup.num_workers) % setup.num_honest
-        new = jax.tree.map(lambda x: x[from_honest], new)
+        honest = jax.tree.map(lambda x: x[: setup.num_honest], new)
+        honest = trees.of_present(honest, present)
+        new = jax.tree.map(lambda x: x[from_honest], honest)
     rule = optax.with_extra_args_support(setup.model_rule)
     absent = {} if present is None else {"present": present}
     out, after = rule.update(new, rule_state, old, key=keys[1], **absent)
     good = trees.stays_finite(out, old)
-    if present is not None:
-        good &= _enough(setup.model_rule, present)
+    enough = None if present is None else _enough(setup.model_rule, present)
+    if enough is not None:
+        good &= enough
     rule_state = trees.kept(good, after, rule_state)
     return trees.kept(good, out, old), (attack_state, rule_state)
 
@@ -196,6 +191,9 @@ def measured(
         shares = jnp.where(there, 1 / count.astype(shares.dtype), 0)
         parts = jnp.where(there, losses / count.astype(wide), 0)
         enough = _enough(setup.aggregator, present)
+        if setup.has_model_state and enough is not None:
+            of_model = _enough(setup.model_rule, present)
+            enough = None if of_model is None else enough & of_model
     center = stacked.weighted_sum(honest, shares)
     return Metrics(
         loss=jnp.sum(parts).astype(sent.losses.dtype),
@@ -208,10 +206,8 @@ def measured(
 
 
 def _enough(rule, present):
-    """Whether a rule can serve those present; what is no rule of ours may raise."""
-    if isinstance(rule, base.Aggregator):
-        return rule.enough(present)
-    return jnp.any(present)
+    """Whether a rule can serve those present; None of a chain, which says nothing."""
+    return rule.enough(present) if isinstance(rule, base.Aggregator) else None
 
 
 def _loss_and_more(setup, returned):

@@ -1,6 +1,7 @@
 """What a trainer is made of: its parts and numbers, checked once."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -101,12 +102,20 @@ class Setup:
     def taken_by(self, extra: Collection[str]) -> frozenset[str]:
         """Which extra arguments of a step the aggregator reads, or may read.
 
-        A chain passes all of them on to links that do not say what they take.
+        A chain passes all of them on to links that do not say what they take; nearly
+        the name of what rules take it is a mistake.
         """
         if isinstance(self.aggregator, Aggregator):
-            return self.aggregator.takes - {"key"} | {"weights"}
+            return self.aggregator.takes - {"key"}
         if isinstance(self.aggregator, optax.GradientTransformationExtraArgs):
-            return frozenset(extra)
+            rules_take = {"weights", "present", "reference"}
+            others = set(extra) - rules_take
+            near = {
+                name
+                for name in others
+                if difflib.get_close_matches(name, rules_take, cutoff=0.75)
+            }
+            return frozenset(set(extra) - near | rules_take)
         return frozenset()
 
     @property

@@ -67,7 +67,8 @@ class Metrics(NamedTuple):
         of the honest ones, leaves `[m − f, ...]`; else None.
       workers: with `report_workers`, a `WorkerMetrics`; else None.
       enough: with `present`, whether enough workers were there for the rule, `[]`; if
-        not, the server was given zeros. Else None. Losses and means then are of the
+        not, the server was given zeros, or the model state stayed. Else None, and where
+        the aggregator is a chain, which does not say. Losses and means then are of the
         honest workers that were there, and `aux` of all.
     """
 

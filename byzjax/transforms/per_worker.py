@@ -76,12 +76,15 @@ def per_worker(
     def init(params):
         return copies(one.init(params), m)
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params=None, *, present=None, **extra):
         rows = checks.stacked(updates, params)
         if rows != m:
             raise ValueError(
                 f"per_worker needs updates of num_workers={m} rows, got {rows}"
             )
+
+        if present is not None:
+            present = jnp.asarray(checks.present("per_worker", present, m))
 
         def of_worker(updates, state, worker):
             def row_of(function):
@@ -93,6 +96,8 @@ def per_worker(
             own = {k: row_of(v) if callable(v) else v for k, v in extra.items()}
             message, after = one.update(updates, state, params, **own)
             good = trees.all_finite((updates, message))
+            if present is not None:
+                good &= present[worker]
             return message, trees.kept(good, after, state)
 
         workers = jnp.arange(m, dtype=jnp.int32)

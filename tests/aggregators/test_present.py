@@ -252,3 +252,29 @@ def test_a_rule_of_ones_own_serves_a_mask_if_it_says_so():
     of_columns = byzjax.rules.coordinatewise("first", lambda rows: rows[0])
     with pytest.raises(ValueError, match="first has no form for absent workers"):
         of_columns.aggregate(rows, present=present)
+
+
+def test_a_row_that_is_trusted_has_to_be_there():
+    rows, gone = jnp.asarray(gaussian(6, seed=9)), jnp.arange(6) != 0
+    for rule in (byzjax.monna(1), byzjax.nnm(byzjax.monna(1), 1)):
+        with pytest.raises(ValueError, match=r"row 0, which .*monna\(1\).* trusts"):
+            rule.aggregate(rows, present=np.asarray(gone))
+        assert not rule.enough(gone)
+        got = jax.jit(lambda x, p, r=rule: r.aggregate(x, present=p))(rows, gone)
+        np.testing.assert_array_equal(got, np.zeros(D))
+
+
+def test_links_before_a_rule_know_who_is_absent():
+    """An attack does not see them; a transform of each worker remembers nothing."""
+    present = jnp.arange(5) > 0
+    chain = optax.chain(byzjax.attacks.alie(num_byzantine=1), byzjax.median())
+    run = jax.jit(lambda x: chain.update(x, chain.init(jnp.zeros(D)), present=present))
+    rows = jnp.asarray(gaussian(5, seed=10))
+    one, other = run(rows)[0], run(rows.at[0].set(jnp.nan))[0]
+    np.testing.assert_array_equal(one, other)
+    link = byzjax.per_worker(byzjax.momentum(0.9), 5)
+    state = link.init(jnp.zeros(D))
+    _, after = link.update(rows, state, present=present)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(new[0], old[0])
+        assert np.any(np.asarray(new[1]) != np.asarray(old[1]))

@@ -106,3 +106,43 @@ def test_model_states_of_absent_workers_do_not_count():
     present = jnp.asarray([True, False, False])
     after, _ = jax.jit(trainer.step)(state, data, KEY, present=present)
     np.testing.assert_allclose(after.model_state, data[0].mean(0), rtol=1e-5)
+
+
+def test_what_an_absent_worker_holds_is_in_no_model_state():
+    """Nor by way of a Byzantine one, who sends a copy of an honest worker's."""
+
+    def with_mean(params, model_state, batch):
+        return loss_fn(params, batch), batch.mean(0)
+
+    trainer = byzjax.trainer(
+        with_mean,
+        aggregator=byzjax.median(),
+        server=optax.sgd(0.1),
+        attack=byzjax.attacks.alie(),
+        num_workers=4,
+        num_byzantine=1,
+        has_model_state=True,
+        model_state_aggregator=byzjax.nnm(byzjax.median(), 1),
+    )
+    state = trainer.init(jnp.zeros(D), jnp.zeros(D))
+    step = jax.jit(lambda b, p: trainer.step(state, b, KEY, present=p))
+    data, present = batches(0)[:4], jnp.arange(4) > 0
+    one, metrics = step(data, present)
+    other, _ = step(data.at[0].set(1e6), present)
+    np.testing.assert_array_equal(one.model_state, other.model_state)
+    assert metrics.enough
+    _, metrics = step(data, jnp.arange(4) > 1)  # Enough for the median alone.
+    assert not metrics.enough
+
+
+def test_a_chain_does_not_say_whether_enough_are_there():
+    trainer = made(
+        aggregator=optax.chain(byzjax.nnm(byzjax.median(), 3), optax.clip(1))
+    )
+    state = trainer.init(jnp.zeros(D))
+    _, metrics = jax.jit(trainer.step)(
+        state, batches(0), KEY, present=jnp.ones(M, bool)
+    )
+    assert metrics.enough is None
+    with pytest.raises(TypeError, match="did you mean present"):
+        trainer.step(state, batches(0), KEY, presents=np.ones(M, bool))

@@ -99,7 +99,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             center = jnp.where(geometry.finite, center, 0)
             return trim(geometry.squared_distances_to(center), weights, n)
 
-        return lift.from_weigh(weigh, check=check, keeps=keeps)
+        return lift.from_weigh(weigh, check=check, trusted=rule.trusted, keeps=keeps)
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
@@ -114,4 +114,6 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
     update = claims.equal_weights_are_none(update)
-    return Aggregator(rule.init, update, check=check, takes=rule.takes)
+    return Aggregator(
+        rule.init, update, check=check, trusted=rule.trusted, takes=rule.takes
+    )

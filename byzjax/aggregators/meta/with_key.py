@@ -10,7 +10,12 @@ from byzjax.base import Aggregator
 
 
 class WithKeyState(NamedTuple):
-    """State of `with_key`."""
+    """State of `with_key`.
+
+    Attributes:
+      key: a random key, that of the next step.
+      inner_state: the state of the rule.
+    """
 
     key: jax.Array  # The key of the next step.
     inner_state: Any
@@ -58,4 +63,6 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
         )
         return out, WithKeyState(key, inner)
 
-    return Aggregator(init, update, check=rule.check, takes=rule.takes)
+    return Aggregator(
+        init, update, check=rule.check, trusted=rule.trusted, takes=rule.takes
+    )
