@@ -17,8 +17,8 @@ class FoolsGoldState(NamedTuple):
     """State of `foolsgold`.
 
     Attributes:
-      history: sums of each worker's updates so far, leaves `[m, ...]`, float32 or wider;
-        None without `num_workers`.
+      history: sums of each worker's updates so far, leaves `[m, ...]`, in float32 at
+        least; None without `num_workers`.
     """
 
     history: trees.Tree  # Sums of the updates so far, leaves [m, ...]; or None.
