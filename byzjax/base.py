@@ -57,6 +57,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       update: what to do with stacked updates whose leaves are arrays.
       check: see below.
       trusted: see below.
+      bears: see below.
       weigh: see below.
       distances: see below.
       reduce: see below.
@@ -67,6 +68,8 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       update: stacked updates, state → aggregate, state.
       check: raises a ValueError if the rule cannot serve so many workers.
       trusted: indices of rows that have to be present.
+      bears: how many Byzantine workers of so many it bears at most, whatever its base
+        is told; None if nothing is known.
       weigh: for rules that are a weighting of the workers decided by their geometry
         alone, the function `weigh(geometry, key=, weights=)` → `[m]`; else None.
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
@@ -89,6 +92,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     takes: frozenset[str]
     check: Check
     trusted: tuple[int, ...]
+    bears: Callable[[int], int] | None
     _update: Callable[..., Any]
 
     def __new__(
@@ -98,6 +102,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         *,
         check: Check | None = None,
         trusted: tuple[int, ...] = (),
+        bears: Callable[[int], int] | None = None,
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[..., jax.Array] | None = None,
@@ -109,7 +114,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             call, function = self.named("update"), update
             if present is None:
                 self.check(m)
-            elif (present := self._known_present(present, m)) is not None:
+            elif (present := self.known_present(present, m)) is not None:
                 extra["present"] = present
                 call, function = self.named("update of some"), self._of_some
             if not eager.may_run(call, (updates, state, params, extra)):
@@ -121,6 +126,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self._update = update
         self.check = check or (lambda m: None)
         self.trusted = trusted
+        self.bears = bears
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
@@ -158,13 +164,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         # The same bits as without a mask, whose counts are constants.
         return loops.cond(jnp.all(present), of_all, of_some)
 
-    def _known_present(self, present, m):
+    def known_present(self, present, m):
         """A mask of bools [m], or None if all are known to be present.
 
         It is an error if too few are, where that is known: of any mask, if none of 1 to
         m were enough.
         """
-        present = checks.present("update", present, m)
+        present = checks.present("a rule", present, m)
         if not any(self._serves(n) for n in range(1, m + 1)):
             self.check(m)
         if isinstance(present, jax.core.Tracer):
@@ -173,10 +179,10 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         for row in self.trusted:
             if row < m and not present[row]:
                 raise ValueError(
-                    f"update needs row {row}, which {self!r} trusts, to be present"
+                    f"{self!r} needs row {row}, which it trusts, to be present"
                 )
         if n == 0:
-            raise ValueError(f"update needs a worker who is present, got 0 of {m}")
+            raise ValueError(f"a rule needs a worker who is present, got 0 of {m}")
         try:
             self.check(n)
         except ValueError as error:
@@ -200,7 +206,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         Returns:
           A bool, which a compiled step can report as it cannot raise.
         """
-        present = jnp.asarray(checks.present("enough", present, len(present)))
+        present = jnp.asarray(checks.present("a rule", present, len(present)))
         serves = [self._serves(n) for n in range(present.shape[0] + 1)]
         enough = jnp.asarray(serves)[jnp.sum(present)]
         for row in self.trusted:
@@ -243,7 +249,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         updates = trees.as_arrays(updates)
         if present is not None:
             m = len(jax.tree.leaves(updates)[0])
-            extra["present"] = self._known_present(present, m)
+            extra["present"] = self.known_present(present, m)
         extra = {"key": key, "weights": weights, **extra}
         call = self.named("aggregate")
         if not eager.may_run(call, (updates, extra)):
@@ -273,4 +279,14 @@ def check_aggregator(name: str, rule: object) -> None:
         raise TypeError(
             f"{name} needs an aggregator such as byzjax.median() as its rule, got "
             f"{rule!r}"
+        )
+
+
+def check_bears(name: str, rule: Aggregator, num_byzantine: int, m: int) -> None:
+    """Says so when a base cannot bear the Byzantine workers that a wrapper is told."""
+    if rule.bears is not None and num_byzantine > rule.bears(m):
+        raise ValueError(
+            f"{name} needs a base that bears num_byzantine={num_byzantine} of "
+            f"num_workers={m}, got {rule!r}, which bears {rule.bears(m)} at most: take "
+            "smaller buckets, or none"
         )

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, checks, trees
+from byzjax import base, checks, eager, trees
 from byzjax.base import Aggregator
 from byzjax.shares import with_shares
 from byzjax.trees import Tree
@@ -72,7 +72,9 @@ def influence(
     base.check_aggregator("influence", rule)
     given = [] if weights is None else ["weights"]
     checks.extras("influence", [*extra, *given], rule.takes | {"key", "state"})
-    checks.stacked(updates)
+    m = checks.stacked(updates)
+    if extra.get("present") is not None:
+        extra["present"] = rule.known_present(extra["present"], m)
     # Half-precision rows would round the derivative, not only the result.
     wide = jax.tree.map(_widened, trees.as_arrays(updates))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), wide)
@@ -82,11 +84,15 @@ def influence(
         checks.alike("influence", "state", state, jax.eval_shape(rule.init, one))
         state = jax.tree.map(_widened, state)
 
-    def aggregate(rows):
-        extras = {"key": key, "weights": weights, **extra}
-        return rule.update(rows, state, None, **extras)
+    extra = {"key": key, "weights": weights, **extra}
 
-    return with_shares(aggregate, wide)[2]
+    def shares(rows, state, **extra):
+        return with_shares(lambda x: rule.update(x, state, None, **extra), rows)[2]
+
+    call = rule.named("influence")
+    if not eager.may_run(call, (wide, state, extra)):
+        return shares(wide, state, **extra)
+    return eager.run(call, shares, wide, state, **trees.as_floats(extra))
 
 
 def _widened(leaf):

@@ -103,6 +103,7 @@ def from_weigh(
     *,
     check: base.Check | None = None,
     trusted: tuple[int, ...] = (),
+    bears: Callable[[int], int] | None = None,
     distances: bool = True,
     keeps: Callable[[int], int] | None = None,
 ) -> Aggregator:
@@ -124,6 +125,7 @@ def from_weigh(
         claims.equal_weights_are_none(update),
         check=check,
         trusted=trusted,
+        bears=bears,
         weigh=weigh,
         distances=distances,
     )
@@ -137,6 +139,7 @@ def premixed(
     check: base.Check | None = None,
     count: Callable[[Any], Any] | None = None,
     sizes: Callable[[int], list[int]] | None = None,
+    bears: Callable[[int], int] | None = None,
     random: bool = False,
     distances: bool = True,
 ) -> Aggregator:
@@ -155,6 +158,7 @@ def premixed(
         W is that of worker i.
       sizes: m → of how many rows each row of W is the mean, if all are means; at most
         that many when not all are present.
+      bears: m → how many Byzantine workers it bears at most, if that is not the base's.
       random: whether `matrix` takes a key.
       distances: whether `matrix` reads distances between workers; if not, it is given
         a geometry of norms alone where that saves the pass for them.
@@ -168,6 +172,7 @@ def premixed(
 
     # Of means a rule trusts one, and no longer a worker.
     trusted = rule.trusted if count is None else ()
+    bears = bears or rule.bears
 
     def mixing(geometry, key):
         if not random:
@@ -194,7 +199,7 @@ def premixed(
                 precision=jax.lax.Precision.HIGHEST,
             )
 
-        return from_weigh(weigh, check=check_both, trusted=trusted)
+        return from_weigh(weigh, check=check_both, trusted=trusted, bears=bears)
 
     def update(
         updates, state, params=None, *, key=None, weights=None, present=None, **extra
@@ -218,7 +223,11 @@ def premixed(
         return rule.inside(mixed, state, params, key=key, **extra)
 
     return Aggregator(
-        rule.init, update, check=check_both, trusted=trusted, takes=rule.takes
+        *(rule.init, update),
+        check=check_both,
+        trusted=trusted,
+        bears=bears,
+        takes=rule.takes,
     )
 
 
@@ -259,7 +268,11 @@ def prescaled(
             return jnp.where(scaled.finite, shares, 0) * s
 
         return from_weigh(
-            weigh, check=check_both, trusted=rule.trusted, distances=rule.distances
+            weigh,
+            check=check_both,
+            trusted=rule.trusted,
+            bears=rule.bears,
+            distances=rule.distances,
         )
 
     def update(
@@ -270,7 +283,11 @@ def prescaled(
         return rule.inside(scaled, state, params, key=key, present=present, **extra)
 
     return Aggregator(
-        rule.init, update, check=check_both, trusted=rule.trusted, takes=rule.takes
+        *(rule.init, update),
+        check=check_both,
+        trusted=rule.trusted,
+        bears=rule.bears,
+        takes=rule.takes,
     )
 
 

@@ -44,10 +44,14 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
     base.check_aggregator("arc", rule)
     f = checks.count("arc", num_byzantine=num_byzantine)
 
+    def check(m):
+        checks.minority("arc", f)(m)
+        base.check_bears("arc", rule, f, m)
+
     def factors(geometry):
         n = geometry.num_present
         # In integers: the floor of the floating-point product may be one too low.
         k = 2 * f * (n - f) // n
         return geometry.clip_factors(jnp.sort(geometry.norms)[n - k - 1])
 
-    return lift.prescaled("arc", rule, factors, check=checks.minority("arc", f))
+    return lift.prescaled("arc", rule, factors, check=check)

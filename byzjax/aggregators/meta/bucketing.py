@@ -78,6 +78,10 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
     def count(m):
         return -(-m // s)
 
+    def bears(m):  # Every one of them may be in a bucket of its own.
+        most = (count(m) - 1) // 2
+        return most if rule.bears is None else min(most, rule.bears(count(m)))
+
     def sizes(m):
         return [min(s, m - first) for first in range(0, m, s)]
 
@@ -87,6 +91,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
         matrix,
         check=check,
         count=count,
+        bears=bears,
         sizes=sizes,
         random=True,
         distances=False,

@@ -61,6 +61,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     def check(m):
         checks.minority("ctma", f)(m)
+        base.check_bears("ctma", rule, f, m)
         rule.check(m)
 
     def trim(distances, weights, n):
@@ -99,7 +100,9 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             center = jnp.where(geometry.finite, center, 0)
             return trim(geometry.squared_distances_to(center), weights, n)
 
-        return lift.from_weigh(weigh, check=check, trusted=rule.trusted, keeps=keeps)
+        return lift.from_weigh(
+            weigh, check=check, trusted=rule.trusted, bears=rule.bears, keeps=keeps
+        )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
@@ -115,5 +118,9 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     update = claims.equal_weights_are_none(update)
     return Aggregator(
-        rule.init, update, check=check, trusted=rule.trusted, takes=rule.takes
+        *(rule.init, update),
+        check=check,
+        trusted=rule.trusted,
+        bears=rule.bears,
+        takes=rule.takes,
     )

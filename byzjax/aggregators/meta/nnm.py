@@ -49,6 +49,10 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
     base.check_aggregator("nnm", rule)
     f = checks.count("nnm", num_byzantine=num_byzantine)
 
+    def check(m):
+        checks.minority("nnm", f)(m)
+        base.check_bears("nnm", rule, f, m)
+
     def matrix(geometry):
         m, n = geometry.num_workers, geometry.num_present
         # Itself always included: a row that is not finite stays so when mixed.
@@ -60,6 +64,6 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
         "nnm",
         rule,
         matrix,
-        check=checks.minority("nnm", f),
+        check=check,
         sizes=lambda m: [m - f] * m,
     )

@@ -64,5 +64,9 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
         return out, WithKeyState(key, inner)
 
     return Aggregator(
-        init, update, check=rule.check, trusted=rule.trusted, takes=rule.takes
+        *(init, update),
+        check=rule.check,
+        trusted=rule.trusted,
+        bears=rule.bears,
+        takes=rule.takes,
     )
