@@ -307,3 +307,32 @@ def test_poison_alone_counts():
     poison = poisoning.label_flip(10)
     with pytest.raises(ValueError, match="trainer needs num_byzantine with poison"):
         trainer(poison=poison)
+
+
+@pytest.mark.parametrize("meta", [byzjax.ctma, byzjax.nnm, byzjax.arc])
+def test_buckets_that_cannot_bear_the_attackers(meta):
+    """Five of eleven may be in all three buckets of four."""
+    rule = meta(byzjax.clipping(byzjax.bucketing(byzjax.median(), 4), 1.0), 5)
+    with pytest.raises(ValueError, match=r"bears num_byzantine=5 .* bears 1 at most"):
+        rule.aggregate(jnp.ones((11, 2)), key=jax.random.key(0))
+    fine = meta(byzjax.bucketing(byzjax.median(), 2), 2)
+    fine.aggregate(jnp.ones((11, 2)), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 3, 1, 2)])
+def test_a_list_of_equal_trees_is_no_stack_whatever_their_shapes(shape):
+    trees = [np.ones(shape, np.float32)] * 6
+    for use in (
+        byzjax.median().aggregate,
+        byzjax.attacks.sign_flip(num_byzantine=1).apply,
+        lambda x: byzjax.influence(byzjax.median(), x),
+    ):
+        with pytest.raises(ValueError, match=r"byzjax\.stack\(trees\)"):
+            use(trees)
+
+
+def test_weights_that_nothing_takes():
+    own = byzjax.Aggregator(lambda p: (), lambda u, s, p=None, **extra: (u[0], s))
+    for use in (own.aggregate, lambda x, **k: byzjax.influence(own, x, **k)):
+        with pytest.raises(TypeError, match="got weights="):
+            use(jnp.ones((3, 2)), weights=jnp.ones(3))

@@ -280,3 +280,13 @@ def test_links_before_a_rule_know_who_is_absent():
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(new[0], old[0])
         assert np.any(np.asarray(new[1]) != np.asarray(old[1]))
+
+
+def test_influence_of_those_who_are_there():
+    rows, present = jnp.asarray(gaussian(5, seed=11)), np.arange(5) != 2
+    got = byzjax.influence(byzjax.trimmed_mean(1), rows, present=present)
+    want = byzjax.influence(byzjax.trimmed_mean(1), rows[present])
+    np.testing.assert_allclose(got[present], want, atol=1e-6)
+    assert got[2] == 0
+    with pytest.raises(ValueError, match="as 3 are absent of 5"):
+        byzjax.influence(byzjax.trimmed_mean(1), rows, present=np.arange(5) < 2)
