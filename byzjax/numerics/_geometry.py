@@ -143,7 +143,7 @@ class Geometry(NamedTuple):
         kept = jnp.where(long, over(max_norm, jnp.where(long, norms, 1)), 1)
         return jnp.where(jnp.isfinite(norms), kept, 0)
 
-    def mixed(self, matrix: jax.Array, present: jax.Array | None) -> "Geometry":
+    def mixed(self, matrix: jax.Array, present: jax.Array | None = None) -> "Geometry":
         """The geometry of y = `matrix` x, without touching the coordinates.
 
         Args:

@@ -93,4 +93,10 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         args = updates, state, params, extra
         return region.automatically(layout, run, args, specs)
 
-    return Aggregator(init, update, takes=rule.takes)
+    return Aggregator(
+        *(init, update),
+        check=rule.check,
+        trusted=rule.trusted,
+        bears=rule.bears,
+        takes=rule.takes,
+    )

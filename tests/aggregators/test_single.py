@@ -278,7 +278,7 @@ def test_clusters_are_those_of_scikit_learn(seed):
         metric="precomputed",
         copy=True,
     )
-    ours = flame._majority_cluster(jnp.asarray(gaps, jnp.float32))
+    ours = flame._majority_cluster(jnp.asarray(gaps, jnp.float32), len(gaps) // 2)
     assert np.array_equal(np.asarray(ours), model.fit_predict(gaps) == 0)
     counts = rng.multinomial(1000, [0.4, 0.2, 0.4], size=12) / 1000
     counts[:4] = rng.multinomial(1000, [0.7, 0.1, 0.2], size=4) / 1000

@@ -157,7 +157,7 @@ def test_nearest_mean(m, count):
     with np.errstate(invalid="ignore"):
         expected = np.mean(near, axis=0, dtype=np.float64)
     function = order.nearest_mean
-    got = np.asarray(jax.jit(function, static_argnums=2)(rows, center, count))
+    got = np.asarray(jax.jit(function, static_argnums=2)(rows, center, m - count))
     np.testing.assert_allclose(got[columns], expected[columns], rtol=1e-5, atol=1e-6)
 
 
@@ -166,7 +166,7 @@ def test_nearest_mean_of_distinct_distances(m):
     rows = np.random.default_rng(11).normal(size=(m, 20)).astype(np.float32)
     gaps = np.abs(rows)
     near = np.take_along_axis(rows, np.argsort(gaps, axis=0)[: m // 2], 0)
-    got = jax.jit(order.nearest_mean, static_argnums=2)(rows, jnp.zeros(20), m // 2)
+    got = jax.jit(order.nearest_mean, static_argnums=2)(rows, jnp.zeros(20), m - m // 2)
     np.testing.assert_allclose(got, near.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 

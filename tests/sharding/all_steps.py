@@ -78,6 +78,14 @@ CASES = {
         has_aux=True,
         **common(m),
     ),
+    "absent": lambda m: dict(
+        worker=byzjax.momentum(0.9),
+        attack=attacks.sign_flip(),
+        aggregator=byzjax.nnm(byzjax.trimmed_mean(F), F),
+        server=optax.sgd(0.1),
+        report_workers=True,
+        **common(m),
+    ),
 }
 
 
@@ -97,11 +105,14 @@ def run(case, m, layout):
             batches = jax.device_put(batches, layout.batches)
     state = trainer.init(params, jnp.ones(17) if stateful else None)
     step = jax.jit(trainer.step)
-    text = None
+    text, extra = None, {}
+    if case == "absent":
+        extra = {"present": jnp.arange(m) % 5 != 1}
     if layout is not None:
-        text = step.lower(state, batches, jax.random.key(0)).compile().as_text()
+        lowered = step.lower(state, batches, jax.random.key(0), **extra)
+        text = lowered.compile().as_text()
     for k in range(2):
-        state, metrics = step(state, batches, jax.random.key(k))
+        state, metrics = step(state, batches, jax.random.key(k), **extra)
     assert step._cache_size() == 1
     return state, metrics, text
 
@@ -114,6 +125,13 @@ def specs(tree):
     return [of_leaf(x) for x in jax.tree.leaves(tree)]
 
 
+def gap(x, y):
+    """|x − y|, none between equal infinities."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.where(x == y, 0, np.abs(x - y))
+
+
 def steps(writer):
     two = [
         sharding.Layout(mesh(kind, (4, 2), ("workers", "model")), params=SPECS)
@@ -123,6 +141,7 @@ def steps(writer):
         ("flat", "storm alie", 16, layout_of("auto")),
         ("explicit", "informed", 13, layout_of("explicit")),
         ("parts", "chunks, poison, model state", 16, layout_of("explicit")),
+        ("absent", "absent", 16, layout_of("auto")),
         ("two axes", "storm alie", 16, two[0]),
         ("two explicit axes", "informed", 14, two[1]),
     ):
@@ -131,7 +150,7 @@ def steps(writer):
         kept = state.params, state.model_state, metrics
         want = alone[0].params, alone[0].model_state, alone[1]
         far = max(
-            float(np.max(np.abs(np.asarray(x) - np.asarray(y))))
+            float(np.max(gap(x, y)))
             for x, y in zip(jax.tree.leaves(kept), jax.tree.leaves(want), strict=True)
         )
         writer.write(

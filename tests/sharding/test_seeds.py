@@ -29,6 +29,13 @@ def one_a_device(function):
     return jax.jit(jax.shard_map(of_one, mesh=mesh, in_specs=SEEDS, out_specs=SEEDS))
 
 
+@pytest.fixture
+def forgotten():
+    """Traces of many workers are long, and JAX keeps them: gigabytes in all."""
+    yield
+    jax.clear_caches()
+
+
 def traced(rule, m):
     aggregator = rule.make(m, stacks.some_f(rule, m))
     x = jnp.ones((m, 70))
@@ -44,6 +51,7 @@ def test_a_rule_may_run_on_each_device_by_itself(rule):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("m", [3, 70])
 @stacks.compiles
 def test_a_rule_of_few_and_of_many_workers_may(rule, m):
@@ -52,6 +60,7 @@ def test_a_rule_of_few_and_of_many_workers_may(rule, m):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "meamed", "nnm(median)"])
 def test_a_rule_of_512_workers_may(name):
     traced(rules.RULES[rules.NAMES.index(name)], 512)

@@ -11,7 +11,7 @@ from byzjax import sharding
 from byzjax.sharding.states import padded
 from tests.sharding import processes
 
-STEPS = ["flat", "explicit", "parts", "two axes", "two explicit axes"]
+STEPS = ["flat", "explicit", "parts", "absent", "two axes", "two explicit axes"]
 D = 40 + 17 * 40 + 40
 
 
