@@ -154,9 +154,11 @@ def test_a_list_of_trees_is_told_how_to_stack(name):
     jax.eval_shape(lambda: MEDIAN.aggregate(byzjax.stack(trees)))
 
 
-def test_a_list_of_equal_layers_is_a_stacked_tree():
+def test_a_list_of_equal_layers_is_a_stacked_tree_beside_its_params():
     layers = [{"w": jnp.ones((5, 4, 4)), "b": jnp.ones((5, 4))}] * 3
-    jax.eval_shape(lambda: MEDIAN.aggregate(layers))
+    params = jax.tree.map(lambda x: x[0], layers)
+    jax.eval_shape(lambda: MEDIAN.update(layers, MEDIAN.init(params), params))
+    jax.eval_shape(lambda: MEDIAN.aggregate(dict(enumerate(layers))))
     scalars = (jnp.ones(5), jnp.ones(5))
     params = (jnp.ones(()), jnp.ones(()))
     jax.eval_shape(lambda: MEDIAN.update(scalars, MEDIAN.init(params), params))
