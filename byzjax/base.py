@@ -45,7 +45,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     In a chain every link is given all extra arguments and ignores those of others;
     `aggregate` refuses what nothing in the rule takes. What a rule takes are the names
     of the keyword-only arguments of its `update`; a wrapper that passes others on to
-    its base adds `takes=rule.takes`.
+    its base adds `takes=rule.takes`, and `check=rule.check` if it serves as many.
 
     Sharp edge: a link before a rule sees all rows as one update.
     `optax.clip_by_global_norm` there scales every honest row down by the length of an
@@ -239,7 +239,8 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
 
         Raises:
           ValueError: updates that are not stacked: leaves with different numbers of
-            workers, a list of trees. `byzjax.stack` makes a stacked tree of such.
+            workers, a list of equal trees, of which `byzjax.stack` makes a stacked one;
+            a mask of another shape, or a known one that leaves too few.
           TypeError: an extra argument that nothing in the rule takes.
         """
         named = {"weights": weights, "present": present}
@@ -261,6 +262,21 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     def _from_fresh_state(self, updates, **extra):
         state = self.init(jax.tree.map(trees.zeros_of_one, updates))
         return self.update(updates, state, None, **extra)[0]
+
+
+def around(rule: Aggregator, init: Any, update: Any, **own: Any) -> Aggregator:
+    """An aggregator over a base, which it is like in what `own` does not say.
+
+    Args:
+      rule: the base.
+      init: parameters → state.
+      update: which passes on what it does not name.
+      **own: arguments of `Aggregator`.
+    """
+    names = "check", "trusted", "bears", "takes"
+    return Aggregator(
+        init, update, **{name: getattr(rule, name) for name in names} | own
+    )
 
 
 def keywords(function: Callable[..., Any]) -> frozenset[str]:

@@ -52,9 +52,6 @@ def aksel(
         num_selected = checks.count("aksel", num_selected=num_selected, minimum=1)
     checks.word("aksel", ("midpoint", "lower"), even=even)
 
-    def reduce(rows, present=None):
-        return order.middle(rows, even=even, present=present)
-
     def check(m):
         checks.minority("aksel", f)(m)
         if num_selected is not None and not num_selected <= m:
@@ -66,10 +63,10 @@ def aksel(
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         claims.refuse_weights("aksel", weights)
         m = checks.num_workers(updates)
-        of_rows = functools.partial(reduce, present=present)
-        center = stacked.along_workers(of_rows, updates)
+        middle = functools.partial(order.middle, even=even, present=present)
+        center = stacked.along_workers(middle, updates)
         distances = stacked.distances_to_tree(updates, center, present)
-        count = m if present is None else jnp.sum(present)
+        count = claims.num_present(m, present)
         shares = order.nearest_shares(distances, num_selected or count - f)
         shares = jnp.where(jnp.isfinite(distances), shares, 0)
         at_most = num_selected or m - f

@@ -67,7 +67,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         claims.refuse_weights("centered_clipping", weights)
         m = checks.num_workers(updates)
-        count = m if present is None else jnp.sum(present)
+        count = claims.num_present(m, present)
 
         def clip(distances, reach):
             inside = distances <= reach

@@ -35,6 +35,11 @@ def refuse_absent(name: str) -> NoReturn:
     )
 
 
+def num_present(m: int, present: jax.Array | None) -> int | jax.Array:
+    """How many of m workers there are: m, or an integer array under a mask."""
+    return m if present is None else jnp.sum(present)
+
+
 def check_weights(
     name: str, weights: jax.Array | None, m: int, present: jax.Array | None = None
 ) -> jax.Array | None:

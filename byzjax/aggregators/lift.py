@@ -222,13 +222,8 @@ def premixed(
             return mixed, state
         return rule.inside(mixed, state, params, key=key, **extra)
 
-    return Aggregator(
-        *(rule.init, update),
-        check=check_both,
-        trusted=trusted,
-        bears=bears,
-        takes=rule.takes,
-    )
+    own = {"check": check_both, "trusted": trusted, "bears": bears}
+    return base.around(rule, rule.init, update, **own)
 
 
 def prescaled(
@@ -282,13 +277,7 @@ def prescaled(
         scaled = stacked.scale(updates, s)
         return rule.inside(scaled, state, params, key=key, present=present, **extra)
 
-    return Aggregator(
-        *(rule.init, update),
-        check=check_both,
-        trusted=rule.trusted,
-        bears=rule.bears,
-        takes=rule.takes,
-    )
+    return base.around(rule, rule.init, update, check=check_both)
 
 
 def clipped_mean(

@@ -63,7 +63,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
         m = checks.num_workers(updates)
         claims.refuse_weights("monna", weights)
         distances = stacked.distances_to_row(updates, pivot, present)
-        count = m if present is None else jnp.sum(present)
+        count = claims.num_present(m, present)
         kept = shares(distances, count - f)
         return stacked.weighted_sum(updates, kept, at_most=m - f), state
 

@@ -196,9 +196,9 @@ def plane(squared_norms, distances, finite, present):
 
 
 def _smallest(rows, present):
-    """The smaller half [m // 2 + 1] of each row [..., m], in order, and its largest.
+    """The m // 2 + 1 smallest of each row [..., m], in order, and the majority's last.
 
-    Of those present, if not all are: half of them is as many as no minority is.
+    Of n that are present the majority is n // 2 + 1, and is among them.
     """
     # A sort would take longer to compile than all the rest.
     half = -lax.top_k(-rows, rows.shape[-1] // 2 + 1)[0]

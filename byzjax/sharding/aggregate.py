@@ -93,10 +93,4 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         args = updates, state, params, extra
         return region.automatically(layout, run, args, specs)
 
-    return Aggregator(
-        *(init, update),
-        check=rule.check,
-        trusted=rule.trusted,
-        bears=rule.bears,
-        takes=rule.takes,
-    )
+    return base.around(rule, init, update)

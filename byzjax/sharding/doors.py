@@ -239,13 +239,9 @@ class Doors:
 
     def split(self) -> devices.Split:
         """How columns lie, for `devices.split_columns`."""
-        numbers, start = [], 0
-        for shape in self.shapes:
-            size = math.prod(shape)
-            number = lax.iota(jnp.uint32, size) + jnp.uint32(start % 2**32)
-            numbers.append(number.reshape(shape))
-            start += size
-        return devices.Split(self.mesh, self.layout.axes, self.columns_of(numbers))
+        leaves = [jax.ShapeDtypeStruct(shape, jnp.uint32) for shape in self.shapes]
+        numbers = self.columns_of(devices.coordinates(leaves))
+        return devices.Split(self.mesh, self.layout.axes, numbers)
 
     # --- out --------------------------------------------------------------------------
 

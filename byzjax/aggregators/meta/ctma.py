@@ -106,7 +106,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
-        n = m if present is None else jnp.sum(present)
+        n = claims.num_present(m, present)
         at_most = keeps(m) if keeps and weights is None else None
         weights = claims.check_weights("ctma", weights, m, present)
         center, state = rule.inside(
@@ -117,10 +117,4 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
     update = claims.equal_weights_are_none(update)
-    return Aggregator(
-        *(rule.init, update),
-        check=check,
-        trusted=rule.trusted,
-        bears=rule.bears,
-        takes=rule.takes,
-    )
+    return base.around(rule, rule.init, update, check=check)

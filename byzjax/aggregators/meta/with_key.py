@@ -63,10 +63,4 @@ def with_key(rule: Aggregator, key: jax.Array) -> Aggregator:
         )
         return out, WithKeyState(key, inner)
 
-    return Aggregator(
-        *(init, update),
-        check=rule.check,
-        trusted=rule.trusted,
-        bears=rule.bears,
-        takes=rule.takes,
-    )
+    return base.around(rule, init, update)
