@@ -167,7 +167,7 @@ def test_over_seeds():
     np.testing.assert_allclose(each.distance[1], one.distance, rtol=1e-5)
 
 
-def test_not_asked_for_it_is_not_in_the_program():
+def test_not_asked_for_it_is_not_in_the_program(monkeypatch):
     """Neither the reverse pass nor the distances: a step as long as it ever was."""
 
     def lines(**setting):
@@ -177,6 +177,14 @@ def test_not_asked_for_it_is_not_in_the_program():
 
     plain, off = lines(), lines(report_workers=False)
     assert plain == off and len(lines(report_workers=True)) > len(plain)
+
+    def asked(*_):
+        raise AssertionError("the rule was differentiated")
+
+    monkeypatch.setattr(phases, "with_shares", asked)
+    assert lines() == plain
+    with pytest.raises(AssertionError, match="was differentiated"):
+        lines(report_workers=True)
 
 
 def test_half_precision_and_wrong_switches():
