@@ -79,12 +79,17 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
             count = order.as_number(count, distances.dtype)
             shares = clip(distances, jnp.asarray(radius, distances.dtype)) / count
         else:
-            # Around v itself, so the weights are of x_i − v and the rest stays at v.
+            # Around v itself, so the weights are of x_i − v and the rest stays at v; no
+            # iterate is farther from it than the radius times their number.
             geometry = stacked.geometry(updates, origin=state.center, present=present)
             count = order.as_number(count, geometry.gram.dtype)
+            products = geometry.around_origin()
+            lengths = jnp.diagonal(products)
 
             def step(_, shares):
-                squares = geometry.squared_distances_to(shares)
+                towards = stacked.product(products, shares)
+                squares = lengths - 2 * towards + stacked.product(towards, shares)
+                squares = jnp.where(geometry.finite, jnp.maximum(squares, 0), jnp.inf)
                 kept = clip(stacked.root(squares), reach)
                 return shares * (1 - jnp.sum(kept) / count) + kept / count
 

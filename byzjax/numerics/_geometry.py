@@ -77,20 +77,30 @@ class Geometry(NamedTuple):
         return jnp.where(self.finite, jnp.maximum(squares, 0), jnp.inf)
 
     def around(self, index: jax.Array) -> jax.Array:
-        """(x_i − x_k)·(x_j − x_k) [m, m] for the row of an index; zero if not finite.
+        """(x_i − x_k)·(x_j − x_k) [m, m] for the row of an index; zero if not finite."""
+        known = self.finite & self.finite[index]
+        return self._products_around(index, self.squared_distances[index], known)
+
+    def around_origin(self) -> jax.Array:
+        """x_i·x_j [m, m] around the origin; zero if not finite."""
+        own = jnp.square(self.in_unit(jnp.where(self.finite, self.norms, 0)))
+        return self._products_around(self.num_workers, own, self.finite)
+
+    def _products_around(self, index, own, known):
+        """Of the `known` [m] rows around a point of the plane, `own` [m] away, squared.
 
         From inner products around c or from distances, whichever cancels less.
         """
         m = self.num_workers
-        gram = self.gram[:m, :m]
-        lengths = jnp.sqrt(lax.stop_gradient(jnp.diagonal(gram)))
-        by_products = gram - gram[index][:, None] - gram[index][None, :]
-        by_products += gram[index, index]
-        both = self.finite[:, None] & self.finite[None, :] & self.finite[index]
+        gram, towards = self.gram[:m, :m], self.gram[index, :m]
+        length = self.gram[index, index]
+        by_products = gram - towards[:, None] - towards[None, :] + length
+        both = known[:, None] & known[None, :]
         apart = jnp.where(both, self.squared_distances, 0)
-        own = apart[index]
+        own = jnp.where(known, own, 0)
         by_distances = (own[:, None] + own[None, :] - apart) / 2
-        reach = lengths + lengths[index]
+        reach = jnp.sqrt(lax.stop_gradient(jnp.diagonal(gram)))
+        reach += jnp.sqrt(lax.stop_gradient(length))
         closer = own[:, None] + own[None, :] < reach[:, None] * reach[None, :]
         return jnp.where(both, jnp.where(closer, by_distances, by_products), 0)
 
@@ -126,7 +136,7 @@ class Geometry(NamedTuple):
         # they are nearly parallel. Between others the distance cancels.
         squared = jnp.where(both, self.squared_distances, 0)
         squared = squared - jnp.square(norms[:, None] - norms[None, :])
-        inner = self._inner()
+        inner = self.around_origin()
         alike = norms[:, None] <= 2 * norms[None, :]
         near, far = squared / (2 * lengths), 1 - inner / lengths
         distances = jnp.where(alike & alike.T, near, far)
@@ -208,7 +218,7 @@ class Geometry(NamedTuple):
         whole = lengths * self.in_unit(jnp.where(read, self.norms, 0))
         change = factors[:, None] - factors[None, :]
         moment = change * (whole[:, None] - whole[None, :])
-        inner = factors[:, None] * (factors[None, :] * self._inner())
+        inner = factors[:, None] * (factors[None, :] * self.around_origin())
         squares = jnp.square(lengths)
         sums = squares[:, None] + squares[None, :]
         closer = apart + jnp.abs(moment) <= sums
@@ -222,12 +232,6 @@ class Geometry(NamedTuple):
         # out, all of them would lie on each other.
         gram = plane(squares, apart, finite, self.present)[0]
         return masked(gram, squares, apart, finite, unit, self.present)
-
-    def _inner(self) -> jax.Array:
-        """x_i·x_j [m, m] around the origin."""
-        m = self.num_workers
-        gram, origin = self.gram[:m, :m], self.gram[:m, m]
-        return gram - origin[:, None] - origin[None, :] + self.gram[m, m]
 
     def mixed_finite(self, matrix: jax.Array) -> jax.Array:
         """Which rows [n] of `matrix` x read finite rows of x only."""

@@ -92,6 +92,11 @@ FOUND = [
             power=1.93,
         ),
     ),
+    # Rows where v ends, beside far ones: only inner products around v tell them apart.
+    (
+        "centered_clipping",
+        Draw(129, 64, 3, 192858975, 1.0, 1e4, attack="end+beside the end", power=9.0),
+    ),
     (
         "clipping(krum)",
         Draw(13, 5, 12, 1912285260, 1.0, 1e4, "equal", attack="edge", power=3.0),
