@@ -110,6 +110,26 @@ def test_a_pull_that_hangs_holds_up_nobody():
     assert metrics["accepted"] == 4 and metrics["silent.5"] == 1
 
 
+@pytest.mark.parametrize("first", [1, 5])
+def test_a_server_that_is_busy_takes_nobody_for_silent(first):
+    """Its own time with the others' replies, longer than the grace, is none of theirs."""
+
+    def tiring(message, grid):
+        answer = honest(message, grid)
+        time.sleep(0.2)
+        return answer
+
+    looks = []
+
+    def once_others_are_there(message, grid):
+        looks.append(message)
+        return honest(message, grid) if first == 5 or len(looks) > 1 else None
+
+    nodes = dict.fromkeys([1, 2, 3, 4, 5], tiring) | {first: once_others_are_there}
+    result = strategy(grace_seconds=0.0).start(FakeGrid(nodes), model(), 1)
+    assert result.train_metrics_clientapp[1]["accepted"] == 5
+
+
 def test_slow_nodes_are_waited_for_as_long_as_the_others_took():
     began = time.monotonic()
 

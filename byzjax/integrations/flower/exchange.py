@@ -33,6 +33,9 @@ def replies(
 ) -> Iterator[Message]:
     """Pulls replies until all are there or the round's time is over.
 
+    Each is looked for once more after enough have come, so that a server that was busy
+    with these, and not with waiting, does not take the others for silent.
+
     Each is asked for by itself: if its body ends the pull, that is one reply lost. Who
     it is from and what it answers is written over what it claims.
 
@@ -47,18 +50,24 @@ def replies(
     """
     waiting: dict[str, Pull | None] = dict.fromkeys(sent)
     failures = dict.fromkeys(sent, 0)
+    # Not looked for since enough replies were there.
+    unseen = set(sent)
     pause = _FIRST_PAUSE
     while waiting:
         came = False
         for message_id in list(waiting):
             left = of.seconds_left()
+            if left <= 0 and message_id in unseen:
+                left = min(_PATIENCE, of.seconds_left_of_round())
             if left <= 0:
-                break
+                continue
             pull = waiting[message_id]
             if pull is None:
                 pull = waiting[message_id] = Pull(grid, message_id, limits)
                 pull.start()
                 pull.join(min(_PATIENCE, left))
+            if of.has_enough:
+                unseen.discard(message_id)
             if pull.is_alive():
                 continue
             waiting[message_id] = None
@@ -79,6 +88,8 @@ def replies(
             yield reply
         left = of.seconds_left()
         if left <= 0:
+            if of.seconds_left_of_round() > 0 and unseen & waiting.keys():
+                continue
             break
         pause = _FIRST_PAUSE if came else min(1.5 * pause, _LONGEST_PAUSE)
         time.sleep(min(pause, left))

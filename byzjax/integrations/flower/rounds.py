@@ -104,15 +104,24 @@ class Round:
             if node not in self.replies and node not in self.rejected
         ]
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether there are replies for an aggregate."""
+        return len(self.replies) >= self.enough
+
+    def seconds_left_of_round(self) -> float:
+        """How long to wait if too few have come."""
+        return self._budget.round_seconds - (time.monotonic() - self._began)
+
     def seconds_left(self) -> float:
         """How long to wait for more; at most 0 if it is over."""
-        passed = time.monotonic() - self._began
         missing = len(self.silent)
         if not missing:
             return 0.0
-        left = self._budget.round_seconds - passed
-        if len(self.replies) < self.enough:
+        left = self.seconds_left_of_round()
+        if not self.has_enough:
             return left
+        passed = self._budget.round_seconds - left
         if self._enough_after is None:
             self._enough_after = passed
         # f of them may be silent on purpose; more than f are probably slow.
