@@ -111,6 +111,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         def on_arrays(updates, state, params=None, *, present=None, **extra):
             m = checks.stacked(updates, params)
             updates = trees.as_arrays(updates)
+            self._check_state(state, updates)
             call, function = self.named("update"), update
             if present is None:
                 self.check(m)
@@ -132,6 +133,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.reduce = reduce
         self.takes = keywords(update) | frozenset(takes)
         return self
+
+    def _check_state(self, state, updates):
+        """Else what a state has of each coordinate broadcasts, or is another rule's."""
+        made = jax.eval_shape(
+            lambda rows: self.init(jax.tree.map(trees.zeros_of_one, rows)), updates
+        )
+        checks.state(repr(self), state, made)
 
     def inside(self, updates, state, params=None, *, present=None, **extra):
         """`update` for a meta-rule, which has checked `present` and answers for it.

@@ -338,3 +338,25 @@ def test_weights_that_nothing_takes():
     for use in (own.aggregate, lambda x, **k: byzjax.influence(own, x, **k)):
         with pytest.raises(TypeError, match="got weights="):
             use(jnp.ones((3, 2)), weights=jnp.ones(3))
+
+
+# --- states ---------------------------------------------------------------------------
+
+REMEMBERING = {
+    "centered_clipping": byzjax.centered_clipping(1.0),
+    "inside": byzjax.ctma(byzjax.centered_clipping(1.0), 1),
+    "rows": byzjax.clipped_clustering(window=9),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_state_of_other_params_is_refused(name):
+    rule = REMEMBERING[name]
+    match = "needs the state that its init makes of params, which are not stacked"
+    others = [byzjax.krum(1).init(ROWS[0]), optax.adam(0.1).init(ROWS[0])]
+    if name != "rows":  # Which remembers lengths.
+        others.append(rule.init(ROWS))
+    for state in others:
+        refused(ValueError, match, rule.update, ROWS, state)
+    jax.eval_shape(lambda: rule.update(ROWS, rule.init(ROWS[0])))
+    refused(ValueError, match, MEDIAN.update, ROWS, rule.init(ROWS[0]))

@@ -24,6 +24,7 @@ from byzjax.checks.trees import (
     one_worker,
     same_rows,
     stacked,
+    state,
 )
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "present",
     "same_rows",
     "stacked",
+    "state",
     "word",
 ]

@@ -91,7 +91,8 @@ def _how_to_stack(updates: Any) -> str:
         return "a list of one tree a worker is stacked by byzjax.stack(trees)"
     return (
         "stacked leaves are [num_workers, ...], as jax.vmap(jax.grad(loss_fn), "
-        "(None, 0)) makes them of params and [num_workers, ...] batches"
+        "(None, 0)) makes them of params and [num_workers, ...] batches; MultiSteps "
+        "and the like go in front of a rule, in byzjax.per_worker, and not around it"
     )
 
 
@@ -155,6 +156,23 @@ def alike(owner: str, what: str, tree: Any, like: Any) -> None:
         raise ValueError(
             f"{owner} needs {what} to have the structure and shapes of {want}, "
             f"got {got}"
+        )
+
+
+def state(owner: str, state: Any, made: Any) -> None:
+    """Raises unless a state has the structure and shapes that `init` makes.
+
+    Dtypes may differ, as those of params and updates may.
+    """
+    got, want = jax.tree.structure(state), jax.tree.structure(made)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
+    wanted = [jnp.shape(leaf) for leaf in jax.tree.leaves(made)]
+    if got != want:
+        wanted, shapes = want, got
+    if wanted != shapes:
+        raise ValueError(
+            f"{owner} needs the state that its init makes of params, which are not "
+            f"stacked: {wanted}, got {shapes}"
         )
 
 
