@@ -77,7 +77,7 @@ class Geometry(NamedTuple):
         return jnp.where(self.finite, jnp.maximum(squares, 0), jnp.inf)
 
     def around(self, index: jax.Array) -> jax.Array:
-        """(x_i − x_k)·(x_j − x_k) [m, m] for the row of an index; zero if not finite."""
+        """(x_i − x_k)·(x_j − x_k) [m, m] for the k of an index; zero if not finite."""
         known = self.finite & self.finite[index]
         return self._products_around(index, self.squared_distances[index], known)
 

@@ -80,7 +80,7 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         )
 
         def run(updates, state, params, extra):
-            columns, inner = way.rows(updates, m), way.tree(params)
+            columns, inner = way.rows(updates), way.tree(params)
             state = way.inside(rule.init, state)
             extra = way.extras(extra)
             with way.passes():

@@ -30,12 +30,12 @@ class Way:
         self.layout = layout
         self._doors = None if layout is None else Doors(layout, like)
 
-    def rows(self, rows: Tree, num_workers: int) -> Tree:
-        """The first rows of a stacked tree as rules see them."""
+    def rows(self, rows: Tree) -> Tree:
+        """A stacked tree as rules see it."""
         if self._doors is None or self.layout is None:
             return rows
-        rows = on_workers(self.layout, rows, self._doors.specs)
-        return self._doors.columns(rows, num_workers)
+        m = len(jax.tree.leaves(rows)[0])
+        return self._doors.columns(on_workers(self.layout, rows, self._doors.specs), m)
 
     def tree(self, tree: Tree) -> Tree:
         """A tree like the parameters as rules see it; None stays None."""

@@ -14,6 +14,7 @@ import optax
 from byzjax import base, checks, trees
 from byzjax.attack import Attack
 from byzjax.numerics import stacked
+from byzjax.sharding.way import Way
 from byzjax.shares import with_shares
 from byzjax.training import places, workers
 from byzjax.training.setup import Setup
@@ -32,9 +33,9 @@ class Messages(NamedTuple):
 
 
 def messages(
-    setup: Setup, state: TrainState, batches: Any, present: jax.Array | None
+    setup: Setup, state: TrainState, batches: Any, present: jax.Array | None, way: Way
 ) -> Messages:
-    """g^i = ∇f(x_t; z^i) and d^i = worker(g^i), worker by worker."""
+    """g^i = ∇f(x_t; z^i) and d^i = worker(g^i), worker by worker, as rules see them."""
 
     def loss_of(at, batch):
         if not setup.has_model_state:
@@ -69,13 +70,22 @@ def messages(
         spare = setup.num_rows - setup.num_computed
         present = jnp.pad(present[: setup.num_computed], (0, spare))
     operands = _poisoned(setup, batches), state.worker_state, present
-    return workers.map_workers(
-        one_worker,
-        operands,
-        setup.num_rows,
-        at_most=setup.workers_at_once,
+    n, at_most = setup.num_rows, setup.workers_at_once
+    if setup.layout is None:
+        return workers.map_workers(one_worker, operands, n, at_most=at_most)
+
+    def sent(found):
+        return found._replace(rows=way.rows(found.rows))
+
+    found = workers.map_sharded(
+        *(one_worker, operands, n),
+        at_most=at_most,
         shards=setup.num_worker_shards,
+        sent=sent,
     )
+    # Free where coordinates are, where rows are all on a device.
+    rows = jax.tree.map(lambda x: x[: setup.num_computed], found.rows)
+    return found._replace(rows=rows)
 
 
 def forged(

@@ -89,7 +89,8 @@ def trainer(
         they computed, or copies of honest workers' where they compute nothing.
       workers_at_once: how many workers' gradients are computed together, at most;
         None is all. Chunks need less memory; on CPUs they can be faster for it, on
-        GPUs they are slower.
+        GPUs they are slower. In a layout a chunk takes as many of each device, and is
+        on its way to the coordinates before the next one is computed.
       report_workers: whether the metrics say whom the rule trusted, as
         `Metrics.workers`: each worker's influence on the aggregate, and its distance
         from it. By one reverse pass through the rule that was run, and one over the
@@ -196,8 +197,7 @@ def trainer(
         way, present = Way(layout, state.params), extra.get("present")
         if present is not None:
             present = jnp.asarray(present)
-        sent = phases.messages(setup, state, batches, present)
-        sent = sent._replace(rows=way.rows(sent.rows, setup.num_computed))
+        sent = phases.messages(setup, state, batches, present, way)
         inside = state._replace(
             params=way.tree(state.params),
             attack_state=_inside(way, attack, state.attack_state),
@@ -257,7 +257,7 @@ def _model_state(setup, new, state, keys, present):
     inside = state._replace(
         model_state=way.tree(state.model_state), model_rule_states=tuple(inner)
     )
-    rows = way.rows(new, setup.num_computed)
+    rows = jax.tree.map(lambda x: x[: setup.num_computed], way.rows(new))
     with way.passes():
         out, after = phases.model_state_of(setup, rows, inside, keys, present)
     after = [_kept(way, part, own) for part, own in zip(parts, after, strict=True)]

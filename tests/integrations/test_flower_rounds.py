@@ -112,7 +112,7 @@ def test_a_pull_that_hangs_holds_up_nobody():
 
 @pytest.mark.parametrize("first", [1, 5])
 def test_a_server_that_is_busy_takes_nobody_for_silent(first):
-    """Its own time with the others' replies, longer than the grace, is none of theirs."""
+    """Its time with the others' replies, longer than the grace, is not theirs."""
 
     def tiring(message, grid):
         answer = honest(message, grid)

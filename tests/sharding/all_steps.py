@@ -187,6 +187,32 @@ def scanned(writer):
     writer.write("scan", far=max(float(jnp.max(jnp.abs(x - y))) for x, y in pairs))
 
 
+def chunked(writer):
+    """Gradients by chunks of one worker a device, each of which is sent by itself."""
+    layout, m, d = layout_of("auto"), 32, 2**16
+    batches = jax.ShapeDtypeStruct((m, d), jnp.float32, sharding=layout.batches)
+    for name, at_most in (("at once", None), ("chunked", 8), ("uneven", 24)):
+        trainer = byzjax.trainer(
+            jnp.vdot,
+            aggregator=byzjax.median(),
+            server=optax.sgd(0.1),
+            num_workers=m,
+            workers_at_once=at_most,
+            layout=layout,
+        )
+        state = trainer.init(jnp.ones(d))
+        args = state, batches, jax.random.key(0)
+        program = jax.jit(trainer.step).lower(*args).compile()
+        x = jax.device_put(jax.random.normal(args[2], (m, d)), layout.batches)
+        params = np.asarray(program(state, x, args[2])[0].params)
+        writer.write(
+            f"chunks {name}",
+            collectives=collectives(program.as_text()),
+            floats=program.memory_analysis().temp_size_in_bytes / 4,
+            checksum=params.tobytes().hex()[:4096],
+        )
+
+
 def refused(writer):
     eight, four = layout_of("auto"), layout_of("explicit")
     half = jax.make_mesh((4,), ("workers",), devices=jax.devices()[4:])
@@ -214,6 +240,7 @@ def main(path):
     writer = processes.Writer(path)
     steps(writer)
     scanned(writer)
+    chunked(writer)
     refused(writer)
 
 

@@ -70,6 +70,20 @@ def test_a_step_on_two_axes_moves_the_stack_once(found):
     assert found["two axes"]["largest"] < 16 * D / 2
 
 
+def test_chunks_of_workers_are_sent_one_by_one(found):
+    """In m·d/D + 2·c·d floats of a device, c workers of which are on the way."""
+    m, d, shards = 32, 2**16, 8
+    for name, c in (("at once", 4), ("chunked", 1), ("uneven", 2)):
+        case = found[f"chunks {name}"]
+        moves = [n for kind, n in case["collectives"] if kind == "all-to-all"]
+        assert moves == [4 * c * d], name
+        assert case["checksum"] == found["chunks at once"]["checksum"], name
+    for name, c in (("chunked", 1), ("uneven", 2)):
+        budget = m * d / shards + 2 * c * d
+        assert found[f"chunks {name}"]["floats"] <= 1.02 * budget, name
+    assert found["chunks chunked"]["floats"] < 0.75 * found["chunks at once"]["floats"]
+
+
 @pytest.mark.parametrize("way", ["", " jit"])
 @pytest.mark.parametrize(
     "name, words",
