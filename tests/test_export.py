@@ -65,3 +65,12 @@ def test_many_rows_are_exported():
     x = jnp.ones((70, 130))
     for rule in (byzjax.median(), byzjax.nnm(byzjax.median(), 3)):
         exported(rule.aggregate, x)
+
+
+def test_few_rows_are_mixed_by_a_product_where_that_reads_them_once():
+    x, rule = jnp.ones((M, 1000)), byzjax.nnm(byzjax.median(), F)
+    for platform, products in (("cpu", 0), ("cuda", 1), ("tpu", 1)):
+        found = export.export(jax.jit(rule.aggregate), platforms=[platform])(x)
+        lines = found.mlir_module().splitlines()
+        shapes = f"(tensor<{M}x{M}xf32>, tensor<{M}x1000xf32>)"
+        assert sum(shapes in line for line in lines) == products, platform

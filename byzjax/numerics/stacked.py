@@ -31,7 +31,7 @@ from byzjax.numerics._geometry import (
 )
 from byzjax.numerics._gram import centered_gram, product
 from byzjax.numerics._lengths import distances_to_row, distances_to_tree, norm
-from byzjax.numerics._loops import on_all_cores
+from byzjax.numerics._loops import by_platform, on_all_cores
 from byzjax.numerics._mixing import means, mixed
 from byzjax.numerics._range import LARGEST_SQUARE, inverse, power_of_two
 from byzjax.numerics._reductions import row_sum
@@ -242,11 +242,12 @@ def mix(
 ) -> trees.Tree:
     """The stack y = `matrix` x of n rows, or `reduce` of it, which is then not formed.
 
-    Means that list at most 256 rows in all are read row by row into what reduces them,
-    one pass: `nnm(median)` of 17 by 10^6 takes 14 ms on two CPU cores so, 24 else.
-    Otherwise blocks of columns are products. What reduces more than 64 means, or more
-    than 32 rows of a product, is compiled once for all leaves, in a loop over blocks
-    (see docs/performance.md).
+    On a CPU, means that list at most 256 rows in all are read row by row into what
+    reduces them, one pass: `nnm(median)` of 17 by 10^6 takes 14 ms on two cores so, 24
+    else. Elsewhere they are one product, which reads each row once. Otherwise blocks of
+    columns are products. What reduces more than 64 means, or more than 32 rows of a
+    product, is compiled once for all leaves, in a loop over blocks (see
+    docs/performance.md).
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.
@@ -267,10 +268,16 @@ def mix(
     def of_block(x, matrix, finite):
         return finished(mixed(x, matrix, finite))
 
+    def of_few(flat, *rest, on_cpu):
+        matrix, members, finite, counts = rest
+        if on_cpu:
+            return finished(means(few, flat, members, finite, counts))
+        return of_block(flat, matrix, finite)
+
     def of_leaf(x):
         flat = flat_rows(x)
         if few is not None:
-            out = finished(means(few, flat, members, finite, counts))
+            out = by_platform(of_few, flat, matrix, members, finite, counts)
         else:
             rows = n if reduce is None else 1
             out = _columns.map_columns(of_block, rows, flat, matrix, finite)
