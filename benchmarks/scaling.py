@@ -72,7 +72,20 @@ def measured(
         rule = byzjax.sharding.aggregate(RULES[name], layout)
         run = functools.partial(rule.aggregate, key=jax.random.key(0))
         yield counted(name, devices, run, stack)
-    yield step_of(devices, m, d, layout)
+    plain = {"aggregator": RULES["median"]}
+    forged = {
+        "worker": byzjax.momentum(0.9),
+        "attack": byzjax.attacks.sign_flip(),
+        "num_byzantine": F,
+        "aggregator": RULES["ctma(nnm(median))"],
+    }
+    yield step_of(
+        "a step: momentum, sign_flip, ctma(nnm(median))", layout, m, d, forged
+    )
+    yield step_of("a step: median", layout, m, d, plain)
+    if m // devices > 1:
+        plain["workers_at_once"] = devices
+        yield step_of("the same, a device's workers one by one", layout, m, d, plain)
 
 
 def plain_mean(mesh, m):
@@ -84,24 +97,15 @@ def plain_mean(mesh, m):
     )
 
 
-def step_of(devices, m, d, layout):
+def step_of(name, layout, m, d, arguments):
     """A step of which the gradients are the batches."""
     trainer = byzjax.trainer(
-        lambda params, batch: jnp.vdot(params, batch),
-        worker=byzjax.momentum(0.9),
-        attack=byzjax.attacks.sign_flip(),
-        aggregator=RULES["ctma(nnm(median))"],
-        server=optax.sgd(0.1),
-        num_workers=m,
-        num_byzantine=F,
-        layout=layout,
+        jnp.vdot, server=optax.sgd(0.1), num_workers=m, layout=layout, **arguments
     )
     state = trainer.init(jnp.zeros(d))
     batches = jax.ShapeDtypeStruct((m, d), jnp.float32, sharding=layout.batches)
     key = jax.random.key(0)
-    return counted(
-        "a step: momentum, sign_flip", devices, trainer.step, state, batches, key
-    )
+    return counted(name, layout.num_devices, trainer.step, state, batches, key)
 
 
 def counted(name, devices, function, *args):
