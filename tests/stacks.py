@@ -41,10 +41,8 @@ def where_each(values, condition) -> list:
     ]
 
 
-# What takes a compilation of its own is left to the full run for mere conventions.
-compiles = pytest.mark.parametrize(
-    "rule", where(lambda r: True, slow=lambda r: r.variant)
-)
+# Conventions that take a compilation of their own are those of a rule's every variant.
+compiles = pytest.mark.parametrize("rule", where(lambda r: not r.variant))
 every = pytest.mark.parametrize("rule", where(lambda r: True))
 proof = pytest.mark.parametrize("rule", where(lambda r: r.poison_proof))
 

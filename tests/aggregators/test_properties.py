@@ -205,7 +205,7 @@ CHAINED = ("median", "geometric_median", "ctma(median)", "bucketing(median)")
 
 @pytest.mark.parametrize(
     "rule",
-    where(lambda r: True, slow=lambda r: not r.stateful and r.name not in CHAINED),
+    where(lambda r: r.stateful or r.name in CHAINED),
 )
 def test_scans_with_its_state(rule):
     f = some_f(rule)
