@@ -167,6 +167,8 @@ def run(given, loss, params, layout, rule: str, attack: str) -> float:
     for key in jax.random.split(jax.random.key(given.seed), given.steps):
         pieces = drawn(learned, rng, (M, given.batch), given.length)
         state, _ = step(state, jax.device_put(pieces, layout.batches), key)
+        # Host devices share threads: steps that overlap may wait for each other.
+        jax.block_until_ready(state)
     rest = drawn(held, np.random.default_rng(0), (M, 8), given.length)
     each = jax.jit(jax.vmap(loss, (None, 0)))
     return float(jnp.mean(each(state.params, jax.device_put(rest, layout.batches))))
