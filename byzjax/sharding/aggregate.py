@@ -6,7 +6,7 @@ from byzjax import base, checks
 from byzjax.base import Aggregator
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
-from byzjax.sharding.way import Way, check_layout, check_workers
+from byzjax.sharding.way import Way, check_layout, check_workers, present_of
 
 
 def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
@@ -72,7 +72,10 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         return region.automatically(layout, run, (params,), specs)
 
     def update(updates, state, params=None, **extra):
-        m = checks.num_workers(updates)
+        m = checks.num_workers(updates) + len(layout.absent)
+        if layout.absent:
+            checks.extras("sharding.aggregate", ["present"], rule.takes)
+            extra["present"] = present_of(layout, m, extra.get("present"))
         check_workers("sharding.aggregate", layout, m)
         way = Way(
             layout,

@@ -66,8 +66,8 @@ def messages(
 
     if present is not None:
         # Of rows that there are too many on some devices nothing is kept.
-        spare = setup.num_rows - setup.num_computed
-        present = jnp.pad(present[: setup.num_computed], (0, spare))
+        live = np.asarray(setup.live, int)
+        present = jnp.pad(present[live], (0, setup.num_rows - len(live)))
     operands = _poisoned(setup, batches), state.worker_state, present
     return workers.map_workers(
         one_worker,

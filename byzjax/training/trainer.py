@@ -19,7 +19,7 @@ from byzjax.attack import Attack
 from byzjax.base import Aggregator
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
-from byzjax.sharding.way import Way
+from byzjax.sharding.way import Way, present_of, spread
 from byzjax.training import phases, places
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
@@ -178,11 +178,14 @@ def trainer(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
         checks.extras("trainer.step", extra, setup.taken_by(extra))
-        _check_batches(batches, setup.num_workers)
+        _check_batches(batches, setup.num_workers, setup.num_given)
         keys = jax.random.split(checks.key("trainer.step", key), 4)
         present = extra.get("present")
         if present is not None:
             checks.present("trainer.step", present, setup.num_workers)
+        if layout is not None and layout.absent:
+            checks.extras("trainer.step", ["present"], setup.taken_by(["present"]))
+            extra["present"] = present_of(layout, setup.num_workers, present)
         if layout is None:
             return one_step(state, batches, keys, extra)
 
@@ -197,7 +200,12 @@ def trainer(
         if present is not None:
             present = jnp.asarray(present)
         sent = phases.messages(setup, state, batches, present)
-        sent = sent._replace(rows=way.rows(sent.rows, setup.num_computed))
+        live, count = setup.live, setup.num_computed
+        sent = sent._replace(
+            rows=way.rows(sent.rows, count),
+            losses=spread(sent.losses, live, count),
+            aux=spread(sent.aux, live, count),
+        )
         inside = state._replace(
             params=way.tree(state.params),
             attack_state=_inside(way, attack, state.attack_state),
@@ -300,13 +308,14 @@ def _initial(setup, params, model_state):
     )
 
 
-def _check_batches(batches, m):
+def _check_batches(batches, m, given):
     if not jax.tree.leaves(batches):
         raise ValueError(f"trainer.step needs batches of arrays, got {batches!r}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         shape = jnp.shape(leaf)
-        if not shape or shape[0] != m:
+        if not shape or shape[0] != given:
+            without = f" less {m - given} absent from the layout" if given < m else ""
             raise ValueError(
-                f"trainer.step needs batches with num_workers={m} in front of every "
+                f"trainer.step needs batches with num_workers={m}{without} in front of every "
                 f"leaf, got shape {shape} at {jax.tree_util.keystr(path) or 'the leaf'}"
             )
