@@ -8,7 +8,9 @@ passes that know of devices are those of `numerics`.
 """
 
 from byzjax.sharding.aggregate import aggregate
+from byzjax.sharding.agreeing import agree
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.loading import place
+from byzjax.sharding.starting import start, stop
 
-__all__ = ["Layout", "aggregate", "place"]
+__all__ = ["Layout", "aggregate", "agree", "place", "start", "stop"]
