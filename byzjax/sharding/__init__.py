@@ -9,8 +9,21 @@ passes that know of devices are those of `numerics`.
 
 from byzjax.sharding.aggregate import aggregate
 from byzjax.sharding.agreeing import agree
+from byzjax.sharding.checkpoints import Checkpoints
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.loading import place
 from byzjax.sharding.starting import start, stop
+from byzjax.sharding.survivors import Run, TooFewWorkers, run
 
-__all__ = ["Layout", "aggregate", "agree", "place", "start", "stop"]
+__all__ = [
+    "Checkpoints",
+    "Layout",
+    "Run",
+    "TooFewWorkers",
+    "aggregate",
+    "agree",
+    "place",
+    "run",
+    "start",
+    "stop",
+]

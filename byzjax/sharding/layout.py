@@ -154,6 +154,11 @@ class Layout:
         """Where batches `[m, ...]` belong, for `jax.device_put` and data loaders."""
         return NamedSharding(self.mesh, PartitionSpec(self.workers))
 
+    @property
+    def processes(self) -> list[int]:
+        """The processes whose devices these are, in order."""
+        return sorted({device.process_index for device in self.mesh.devices.flat})
+
     def live(self, num_workers: int) -> list[int]:
         """Which of m workers have a device, in order: all but the absent ones."""
         return [w for w in range(num_workers) if w not in self.absent]

@@ -119,7 +119,7 @@ def spread(rows: Tree, live: list[int], num_workers: int) -> Tree:
     runs: list[list[int]] = []
     for worker in range(num_workers):
         is_next = runs and (worker - 1 in place) == (worker in place)
-        runs.append(runs.pop() + [worker] if is_next else [worker])
+        runs.append([*runs.pop(), worker] if is_next else [worker])
 
     def of_leaf(x):
         def part(run):
