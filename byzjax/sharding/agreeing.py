@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -40,23 +39,30 @@ def agree(**trees: Any) -> None:
       >>> import byzjax, jax
       >>> byzjax.sharding.agree(key=jax.random.key(0), params={"w": jax.numpy.ones(3)})
     """
-    name, processes = f"agree/{next(_calls)}", range(jax.process_count())
-    check(name, "sharding.agree", trees, processes, _SECONDS)
+    owner, name = "sharding.agree", f"agree/{next(_calls)}"
+    say(name, owner, trees)
+    try:
+        runtime.wait(name, _SECONDS)
+    except TimeoutError as error:
+        raise TimeoutError(f"{owner} {error}") from error
+    compare(name, owner)
 
 
-def check(
-    name: str, owner: str, trees: Any, processes: Collection[int], timeout: float
-) -> None:
-    """The same among some processes; see `runtime.told` for the name."""
+def say(name: str, owner: str, trees: Any) -> None:
+    """Leaves this process's values for the others, under a name not used before."""
     own = {
         jax.tree_util.keystr(path, simple=True, separator="."): _digest(owner, leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
     }
-    try:
-        told = runtime.told(name, json.dumps(own), processes, timeout)
-    except TimeoutError as error:
-        raise TimeoutError(f"{owner} {error}") from error
-    every = {process: json.loads(text) for process, text in sorted(told.items())}
+    runtime.say(name, json.dumps(own))
+
+
+def compare(name: str, owner: str) -> None:
+    """Raises the error of `agree`, once all have said theirs."""
+    if not runtime.is_running():
+        return
+    texts = sorted(runtime.said(name).items())
+    every = {process: json.loads(text) for process, text in texts}
     first = min(every)
     places = [path for found in every.values() for path in found]
     wrong = []

@@ -94,9 +94,12 @@ class Checkpoints:
             "absent": list(layout.absent) if layout else [],
             "shards": layout.num_worker_shards if layout else 1,
         }
-        with self._context("save", layout):
-            self._orbax.save(
-                path, leaves, overwrite=path.exists(), custom_metadata=notes
+        with self._checkpointer("save", layout) as checkpointer:
+            checkpointer.save(
+                path,
+                self._orbax.args.PyTreeSave(leaves),
+                force=True,
+                custom_metadata=notes,
             )
         if self.keep is not None and jax.process_index() == _first(layout):
             for old in self.steps()[: -self.keep]:
@@ -129,20 +132,24 @@ class Checkpoints:
                 f"{f'those of {steps}' if steps else 'none'}"
             )
         path = self.folder / str(wanted)
-        with self._context("restore", layout):
-            found = self._orbax.metadata(path)
-        notes, shapes = found.custom_metadata or {}, found.metadata
+        with self._checkpointer("restore", layout) as checkpointer:
+            found = checkpointer.metadata(path)
+            notes, shapes = found.custom_metadata or {}, found.item_metadata.tree
         wishes = {name: leaf for name, leaf in _named(like).items() if np.size(leaf)}
         rows = {name for name, row in _rows(like).items() if row and name in wishes}
         _check(path, wishes, rows, shapes, notes, layout)
         here = layout.absent if layout else ()
         moved = rows if tuple(notes.get("absent", ())) != here else set()
         asked = {
-            name: _asked(leaf, shapes[name].shape[0] if name in moved else None, layout)
+            name: self._asked(
+                leaf, shapes[name].shape[0] if name in moved else None, layout
+            )
             for name, leaf in wishes.items()
         }
-        with self._context("restore", layout):
-            got = self._orbax.load(path, asked)
+        with self._checkpointer("restore", layout) as checkpointer:
+            got = checkpointer.restore(
+                path, self._orbax.args.PyTreeRestore(shapes, restore_args=asked)
+            )
         for name in moved:
             index = _places(notes["absent"], shapes[name].shape[0], here, wishes[name])
             got[name] = programs.taken(got[name], index, _as_data(wishes[name]))
@@ -152,7 +159,7 @@ class Checkpoints:
         }
         return wanted, jax.tree.unflatten(jax.tree.structure(like), leaves.values())
 
-    def _context(self, verb, layout):
+    def _checkpointer(self, verb, layout):
         if layout is not None:
             check_layout(f"sharding.Checkpoints.{verb}", layout)
         elif jax.process_count() > 1:
@@ -160,19 +167,35 @@ class Checkpoints:
                 f"sharding.Checkpoints.{verb} needs the layout with "
                 f"{jax.process_count()} processes, got layout=None"
             )
-        context = self._orbax.Context()
-        context.array.loading.enable_padding_and_truncation = True
-        if layout is not None and jax.process_count() > 1:
-            # Only these come to its barriers: others may have died.
-            options = context.multiprocessing
-            options.active_processes = set(layout.processes)
-            options.primary_host = _first(layout)
-        return context
+        # Only these come to its barriers: others may have died. JAX counts a barrier's
+        # uses by its name, which belongs to those that came first.
+        own = layout.processes if layout else None
+        options = self._orbax.options.MultiprocessingOptions(
+            primary_host=_first(layout),
+            active_processes=set(own) if own else None,
+            barrier_sync_key_prefix="-".join(map(str, own)) if own else None,
+        )
+        handler = self._orbax.PyTreeCheckpointHandler(multiprocessing_options=options)
+        return self._orbax.Checkpointer(handler, multiprocessing_options=options)
+
+    def _asked(self, leaf, count, layout):
+        """How a leaf is read; of `count` rows, if rows are to be taken of it."""
+        data = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else data
+        if sharding is None:
+            return self._orbax.RestoreArgs(restore_type=np.ndarray)
+        shape = data.shape
+        if count is not None and layout is not None:
+            shape = (count + -count % layout.num_worker_shards, *shape[1:])
+        return self._orbax.ArrayRestoreArgs(
+            restore_type=jax.Array, sharding=sharding, global_shape=shape, strict=False
+        )
 
 
 def _orbax():
     try:
-        return importlib.import_module("orbax.checkpoint.experimental.v1")
+        return importlib.import_module("orbax.checkpoint")
     except ImportError as error:
         raise ImportError(
             "sharding.Checkpoints needs orbax-checkpoint: "
@@ -221,22 +244,6 @@ def _as_key(data, like):
     if not isinstance(like, jax.Array | np.ndarray):
         return type(like)(np.asarray(data)[()])
     return data
-
-
-def _asked(leaf, count, layout):
-    """What orbax is to read a leaf as; of `count` rows, if the rows are to be taken."""
-    plain = not isinstance(leaf, jax.Array)
-    leaf = _as_data(leaf) if plain else leaf
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf), leaf.sharding
-    else:
-        leaf = leaf, None if plain else leaf.sharding
-    (shape, dtype), sharding = (leaf[0].shape, leaf[0].dtype), leaf[1]
-    if count is not None and layout is not None:
-        shape = (count + -count % layout.num_worker_shards, *shape[1:])
-    if sharding is None:
-        return np.zeros(shape, dtype)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def _live(absent):

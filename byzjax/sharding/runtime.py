@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax._src import clusters, distributed, xla_bridge
@@ -99,29 +99,35 @@ class Attempt:
         return False
 
 
-def told(
-    name: str, text: str, processes: Collection[int], timeout: float
-) -> dict[int, str]:
-    """What each of some processes says under a name that was never used before.
+def say(name: str, text: str) -> None:
+    """Leaves a text for the others, under a name that was never used before."""
+    if is_running():
+        _client().key_value_set(f"byzjax/said/{name}/{jax.process_index()}", text)
+
+
+def said(name: str) -> dict[int, str]:
+    """What each process has said under a name, by its number."""
+    found = _client().key_value_dir_get(f"byzjax/said/{name}/") if is_running() else []
+    return {int(key.rsplit("/", 1)[1]): text for key, text in found}
+
+
+def wait(name: str, timeout: float) -> None:
+    """Waits until all processes have come, at most so many seconds.
+
+    Where some may die, `alive` is what waits: here they are waited for to the end.
 
     Raises:
-      TimeoutError: one of them did not within the time, in seconds.
+      TimeoutError: one of them did not come.
     """
     if not is_running():
-        return {0: text}
-    client, name = _client(), f"byzjax/told/{name}"
-    client.key_value_set(f"{name}/{jax.process_index()}", text)
+        return
     try:
-        client.wait_at_barrier(name, int(1000 * timeout), sorted(processes))
+        _client().wait_at_barrier(f"byzjax/{name}", int(1000 * timeout))
     except jax.errors.JaxRuntimeError as error:
         raise TimeoutError(
-            f"needs processes {sorted(processes)} to come within {timeout:g} s, got: "
-            f"{error}"
+            f"needs all {jax.process_count()} processes to come within {timeout:g} s, "
+            f"got: {error}"
         ) from error
-    return {
-        int(key.rsplit("/", 1)[1]): value
-        for key, value in client.key_value_dir_get(f"{name}/")
-    }
 
 
 def leave() -> None:

@@ -1,7 +1,9 @@
 """Training that goes on when processes die: `run`."""
 
+import concurrent.futures
 import itertools
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from byzjax.sharding.programs import Copy, Programs
 from byzjax.trees import Tree
 
 _MOST_FAILURES = 3
-_SECONDS = 60.0
+_SECONDS = 1.0  # Between two looks at whether all are alive, while saving.
 _runs = itertools.count()
 _log = logging.getLogger("byzjax")
 
@@ -193,6 +195,7 @@ class _Runner:
         self.copy: Copy | None = None
         self.reported = 0
         self.saved: int | None = None
+        self.saving: concurrent.futures.Future[None] | None = None
         self.failures = 0
         self.stop: str | None = None  # Why there are too few workers.
         self.owners: np.ndarray | None = None  # [m] Process of each worker.
@@ -212,7 +215,7 @@ class _Runner:
                     try:
                         if built is None or built.devices != devices:
                             work = "build"
-                        commit = self._do(work, devices, own, attempt.name)
+                        commit = self._do(work, devices, own, attempt)
                     except Exception:
                         attempt.failed()
                         raise
@@ -220,9 +223,12 @@ class _Runner:
                 self._again(error)
                 continue
             if not attempt.worked():
+                if work == "saving":
+                    continue
                 self._again(RuntimeError("another process could not do its part"))
                 continue
-            self.failures = 0
+            if work in ("step", "saving"):
+                self.failures = 0
             commit()
             if work == "end":
                 return self._ended()
@@ -231,6 +237,8 @@ class _Runner:
     def _next(self) -> str:
         if self.built is None or self.state is None:
             return "build"
+        if self.saving is not None:
+            return "saving"
         at_end = self.step >= self.num_steps or self.stop is not None
         due = self.step % self.save_every == 0 or at_end
         if self.checkpoints is not None and due and self.saved != self.step:
@@ -241,7 +249,7 @@ class _Runner:
         """What was not done by all is as if it had not been."""
         if not runtime.is_running():
             raise error
-        self.state = None
+        self.state = self.saving = None
         if isinstance(error, runtime.Lost):
             _log.warning("byzjax: %s; the others go on", error)
             return
@@ -252,11 +260,13 @@ class _Runner:
 
     # --- the work: each returns what is to be done when all have done theirs ----------
 
-    def _do(self, work, devices, own, name) -> Callable[[], None]:
+    def _do(self, work, devices, own, attempt) -> Callable[[], None]:
         if work == "build":
-            return self._build(devices, name)
+            return self._build(devices, attempt.name)
         if work == "save":
             return self._save()
+        if work == "saving":
+            return self._saving(attempt)
         if work == "step":
             return self._step(own)
         return lambda: None
@@ -272,8 +282,8 @@ class _Runner:
             state = built.programs.first(self.inputs)
             step, state = self._restored(state, built.layout)
             copy = built.programs.copied(step, state)
-        agreeing.check(
-            f"run/{name}",
+        agreeing.say(
+            name,
             "sharding.run",
             {
                 "step": step,
@@ -288,11 +298,10 @@ class _Runner:
                     "copy_every": self.copy_every,
                 },
             },
-            built.layout.processes,
-            _SECONDS,
         )
 
         def commit():
+            agreeing.compare(name, "sharding.run")
             if self.built is not None and len(built.devices) < len(self.built.devices):
                 _log.warning(
                     "byzjax: %d of %d workers are left, without %s, after step %d, with "
@@ -367,11 +376,35 @@ class _Runner:
     def _save(self):
         built = self.built
         assert built is not None and self.checkpoints is not None
-        self.checkpoints.save(self.step, self.state, built.layout)
-        step = self.step
+        # In a thread: orbax waits minutes for a process that died, we leave it then.
+        saving: concurrent.futures.Future[None] = concurrent.futures.Future()
+        arguments = self.step, self.state, built.layout
+        save = self.checkpoints.save
+
+        def work():
+            try:
+                saving.set_result(save(*arguments))
+            except Exception as error:
+                saving.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
 
         def commit():
-            self.saved = step
+            self.saving = saving
+
+        return commit
+
+    def _saving(self, attempt):
+        saving, step = self.saving, self.step
+        assert saving is not None
+        concurrent.futures.wait([saving], timeout=_SECONDS)
+        if saving.done():
+            saving.result()
+        else:
+            attempt.failed()  # Not yet.
+
+        def commit():
+            self.saved, self.saving = step, None
 
         return commit
 
