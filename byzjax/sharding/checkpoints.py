@@ -141,9 +141,7 @@ class Checkpoints:
         here = layout.absent if layout else ()
         moved = rows if tuple(notes.get("absent", ())) != here else set()
         asked = {
-            name: self._asked(
-                leaf, shapes[name].shape[0] if name in moved else None, layout
-            )
+            name: self._asked(leaf, shapes[name].shape if name in moved else None, layout)
             for name, leaf in wishes.items()
         }
         with self._checkpointer("restore", layout) as checkpointer:
@@ -178,16 +176,15 @@ class Checkpoints:
         handler = self._orbax.PyTreeCheckpointHandler(multiprocessing_options=options)
         return self._orbax.Checkpointer(handler, multiprocessing_options=options)
 
-    def _asked(self, leaf, count, layout):
-        """How a leaf is read; of `count` rows, if rows are to be taken of it."""
-        data = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
-        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else data
-        if sharding is None:
+    def _asked(self, leaf, saved, layout):
+        """How a leaf is read; with as many rows as `saved`, if some are to be taken."""
+        if not isinstance(leaf, jax.Array):
             return self._orbax.RestoreArgs(restore_type=np.ndarray)
-        shape = data.shape
-        if count is not None and layout is not None:
-            shape = (count + -count % layout.num_worker_shards, *shape[1:])
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        shape, sharding = data.shape, leaf.sharding
+        if saved is not None and layout is not None:
+            rows = saved[0] + -saved[0] % layout.num_worker_shards
+            shape, sharding = (rows, *saved[1:]), programs.automatic(leaf.sharding)
         return self._orbax.ArrayRestoreArgs(
             restore_type=jax.Array, sharding=sharding, global_shape=shape, strict=False
         )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from byzjax.sharding.layout import Layout
 from byzjax.trees import Tree
@@ -164,8 +164,21 @@ def taken(rows: jax.Array, index: np.ndarray, others: jax.Array) -> jax.Array:
         is_there = jnp.asarray(index >= 0).reshape(-1, *[1] * (others.ndim - 1))
         return jnp.where(is_there, rows[np.maximum(index, 0)], others)
 
-    where = others.sharding if isinstance(others, jax.Array) else None
-    return jax.jit(take, out_shardings=where)(rows, others)
+    if not isinstance(others, jax.Array):
+        return take(rows, others)
+    where = automatic(others.sharding)
+    found = jax.jit(take, out_shardings=where)(rows, jax.device_put(others, where))
+    return jax.device_put(found, others.sharding)
+
+
+def automatic(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The same places, on a mesh of Auto axes."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    mesh = sharding.mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+    return NamedSharding(mesh, sharding.spec)
 
 
 def _grown(x, lacking):

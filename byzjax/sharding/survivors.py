@@ -324,8 +324,7 @@ class _Runner:
         alive = {device.process_index for device in devices}
         present = np.isin(self.owners, sorted(alive))
         absent = tuple(int(worker) for worker in np.flatnonzero(~present))
-        if absent:
-            layout = Layout(layout.mesh, layout.workers, layout.params, absent)
+        layout = Layout(layout.auto_mesh, layout.workers, layout.params, absent)
         count = int(present.sum())
         f = self.f(count) if callable(self.f) else self.f
         checks.count("sharding.run", num_byzantine=f)
