@@ -90,8 +90,8 @@ def _digest(owner, leaf) -> list[str]:
         if not leaf.is_fully_addressable:
             if not leaf.is_fully_replicated:
                 raise ValueError(
-                    f"{owner} needs arrays that each process has as a whole, got one of "
-                    f"shape {leaf.shape} that is spread over processes"
+                    f"{owner} needs arrays that each process has as a whole, got one "
+                    f"of shape {leaf.shape} that is spread over processes"
                 )
             leaf = leaf.addressable_data(0)
     value = np.asarray(leaf)

@@ -1,6 +1,5 @@
 """States on disk that move between numbers of processes and devices: `Checkpoints`."""
 
-import importlib
 import itertools
 import pathlib
 import shutil
@@ -141,7 +140,9 @@ class Checkpoints:
         here = layout.absent if layout else ()
         moved = rows if tuple(notes.get("absent", ())) != here else set()
         asked = {
-            name: self._asked(leaf, shapes[name].shape if name in moved else None, layout)
+            name: self._asked(
+                leaf, shapes[name].shape if name in moved else None, layout
+            )
             for name, leaf in wishes.items()
         }
         with self._checkpointer("restore", layout) as checkpointer:
@@ -191,13 +192,14 @@ class Checkpoints:
 
 
 def _orbax():
-    try:
-        return importlib.import_module("orbax.checkpoint")
+    try:  # When it is needed: it takes a second, and is an extra.
+        import orbax.checkpoint
     except ImportError as error:
         raise ImportError(
             "sharding.Checkpoints needs orbax-checkpoint: "
             "pip install 'byzjax[checkpoint]'"
         ) from error
+    return orbax.checkpoint
 
 
 def _first(layout):
@@ -226,7 +228,7 @@ def _is_key(leaf):
 
 
 def _as_data(leaf):
-    """A leaf as orbax takes it: keys as their numbers, what one process has as NumPy's."""
+    """A leaf as orbax takes it: keys as numbers, what one process has as NumPy's."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array):

@@ -124,12 +124,14 @@ def _come(family, kind, where, num_processes, process, until) -> str | None:
     said = {"process": process, "num_processes": num_processes}
     # A little longer than process 0, which knows who is missing.
     while (left := until + 2.0 - time.monotonic()) > 0:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            with socket.socket(family, kind) as other:
-                other.settimeout(left)
-                other.connect(where)
-                other.sendall(json.dumps(said).encode() + b"\n")
-                return str(json.loads(_line(other))["words"])
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+            socket.socket(family, kind) as other,
+        ):
+            other.settimeout(left)
+            other.connect(where)
+            other.sendall(json.dumps(said).encode() + b"\n")
+            return str(json.loads(_line(other))["words"])
         time.sleep(_PAUSE)
     return None
 

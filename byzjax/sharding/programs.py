@@ -1,7 +1,7 @@
 """Compiled programs of what runs on the host: users jit steps, these are the driver's.
 
-Between meshes a state goes by way of the host. What is the same everywhere every process
-keeps as a whole, and of the workers' states the rows of its own workers.
+Between meshes a state goes by way of the host. What is the same everywhere every
+process keeps as a whole, and of the workers' states the rows of its own workers.
 """
 
 import functools
@@ -31,7 +31,7 @@ class Programs:
       trainer: `init` and `step`.
       layout: the devices.
       num_workers: m.
-      inputs: params and model state, as host arrays; None is none.
+      inputs: params and, if there is one, the model state, as host arrays.
       batches: this layout's, as they are placed.
       key: base key; step t has `jax.random.fold_in(key, t)`.
       present: an example.
@@ -42,7 +42,7 @@ class Programs:
         trainer: Any,
         layout: Layout,
         num_workers: int,
-        inputs: tuple[Tree, Tree],
+        inputs: tuple[Tree, ...],
         batches: Tree,
         key: jax.Array,
         present: np.ndarray,
@@ -69,7 +69,7 @@ class Programs:
             jitted = jax.jit(step, out_shardings=ends, donate_argnums=0)
             self._step = jitted.lower(*given).compile()
 
-    def first(self, inputs: tuple[Tree, Tree]) -> Tree:
+    def first(self, inputs: tuple[Tree, ...]) -> Tree:
         """The state before the first step."""
         return self._init(*inputs)
 
@@ -147,6 +147,7 @@ class Programs:
         if of_state:
             given = self._placed_shapes()
         else:
+            assert data is not None
             shared, rows = data
             places = self.everywhere, self.layout.batches
             given = [
@@ -157,7 +158,7 @@ class Programs:
         return jax.jit(function, out_shardings=ends).lower(given).compile()
 
 
-def taken(rows: jax.Array, index: np.ndarray, others: jax.Array) -> jax.Array:
+def taken(rows: jax.Array, index: np.ndarray, others: Any) -> Any:
     """Rows by their numbers, those of `others` where the number is -1."""
 
     def take(rows, others):
@@ -175,7 +176,7 @@ def automatic(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
     """The same places, on a mesh of Auto axes."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    mesh = sharding.mesh
+    mesh: Any = sharding.mesh
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
     return NamedSharding(mesh, sharding.spec)

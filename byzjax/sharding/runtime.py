@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax._src import clusters, distributed, xla_bridge
@@ -22,6 +23,11 @@ _handlers: list[object] = []  # C functions, which must outlive their registrati
 
 class Lost(Exception):
     """Some processes died while others were in an `alive` context."""
+
+
+def can_lose_some() -> bool:
+    """Whether processes outlive others, as `byzjax.sharding.start` has it."""
+    return distributed._ENABLE_RECOVERABILITY.value
 
 
 def is_running() -> bool:
@@ -49,7 +55,7 @@ def coordinator() -> str | None:
 
 
 @contextlib.contextmanager
-def alive() -> Iterator[list[jax.Device]]:
+def alive() -> Iterator[list[Any]]:
     """Devices of the processes that are alive, the same list for all of them.
 
     It waits until all of these have come, and at its end until they have left it.
@@ -146,10 +152,10 @@ def leave() -> None:
 def end_clearly(message: Callable[[], str]) -> None:
     """Has a process that loses its coordinator end with a message and `ENDED`.
 
-    JAX's client then calls `abort()` from a thread of its own, with no way for Python to
-    know before: a handler of that signal is what is left. It runs in that thread, which
-    holds no lock but takes the interpreter's for a moment; JAX holds that nowhere while
-    it waits.
+    JAX's client then calls `abort()` from a thread of its own, with no way for Python
+    to know before: a handler of that signal is what is left. It runs in that thread,
+    which holds no lock but takes the interpreter's for a moment; JAX holds that nowhere
+    while it waits.
     """
 
     def handler(number):
@@ -171,8 +177,7 @@ def _libc_signal(function):
 
 def _restore():
     if _handlers:
-        libc_default = ctypes.c_void_p(None)
-        _libc_signal(libc_default)
+        _libc_signal(ctypes.c_void_p(None))  # SIG_DFL.
 
 
 def _client():

@@ -143,8 +143,8 @@ def _lost() -> str:
     return (
         "\nbyzjax: this process ends, with status "
         f"{runtime.ENDED}, as it lost the coordinator (process 0, at "
-        f"{runtime.coordinator()}): that one died or is frozen, cannot be reached, or "
-        "took this process for dead because it was silent for too long. The lines above "
-        "are JAX's. Start all processes again: byzjax.sharding.run goes on from its "
-        "latest checkpoint.\n"
+        f"{runtime.coordinator()}): it ended or is frozen, cannot be reached, or "
+        "took this process for dead because it was silent for too long. The lines "
+        "above are JAX's. Start all processes again: byzjax.sharding.run goes on from "
+        "its latest checkpoint.\n"
     )

@@ -1,6 +1,7 @@
 """Training that goes on when processes die: `run`."""
 
 import concurrent.futures
+import dataclasses
 import itertools
 import logging
 import threading
@@ -65,7 +66,7 @@ def run(
     num_byzantine: int | Callable[[int], int],
     num_steps: int,
     model_state: Tree = None,
-    make_layout: Callable[[list[jax.Device]], Layout] | None = None,
+    make_layout: Callable[[list[Any]], Layout] | None = None,
     checkpoints: Checkpoints | None = None,
     save_every: int = 100,
     copy_every: int = 1,
@@ -104,8 +105,9 @@ def run(
       model_state: as `trainer.init` takes it.
       make_layout: of devices that are left, the layout; None: workers on one axis. Each
         worker is to lie on the devices of one process.
-      checkpoints: where states are saved, and the latest is taken up from; None: nowhere.
-      save_every: steps from one checkpoint to the next. There is one at the end as well.
+      checkpoints: where states are saved, and the latest is taken up from; None:
+        nowhere.
+      save_every: steps from one checkpoint to the next; there is one at the end, too.
       copy_every: steps from one copy in memory to the next. It holds the parameters and
         all that is like them, and the own workers' states; a loss repeats up to so many
         steps.
@@ -117,10 +119,10 @@ def run(
 
     Raises:
       TooFewWorkers: by the rule's own `enough`; the state is saved first.
-      TypeError, ValueError: wrong arguments, processes with other values of them, a rule
-        that does not know of `present`, more processes without `start`.
-      Exception: what a user's function raises ends that process, and it is dead for the
-        others.
+      TypeError, ValueError: wrong arguments, processes with other values of them, a
+        rule that does not know of `present`, more processes without `start`.
+      Exception: what a user's function raises ends that process, and it is dead for
+        the others.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp, numpy as np, optax
@@ -154,7 +156,7 @@ def run(
             f"{name} needs checkpoints to be a byzjax.sharding.Checkpoints, got "
             f"{checkpoints!r}"
         )
-    if jax.process_count() > 1 and not jax.config.jax_enable_recoverability:
+    if jax.process_count() > 1 and not runtime.can_lose_some():
         raise ValueError(
             f"{name} needs byzjax.sharding.start in place of jax.distributed.initialize"
         )
@@ -177,29 +179,41 @@ def run(
 class _Built(NamedTuple):
     """What is there for one list of devices."""
 
-    devices: list[jax.Device]
+    devices: list[Any]
     layout: Layout
     f: int
     present: np.ndarray
     programs: Programs
 
 
+@dataclasses.dataclass
 class _Runner:
     """The loop: a build or a step at a time, which all survivors do or none."""
 
-    def __init__(self, **arguments: Any):
-        self.__dict__.update(arguments)
-        self.built: _Built | None = None
-        self.state: Any = None  # None: to be made of the copy.
-        self.step = 0
-        self.copy: Copy | None = None
-        self.reported = 0
-        self.saved: int | None = None
-        self.saving: concurrent.futures.Future[None] | None = None
-        self.failures = 0
-        self.stop: str | None = None  # Why there are too few workers.
-        self.owners: np.ndarray | None = None  # [m] Process of each worker.
-        self.number = next(_runs)
+    make_trainer: Callable[[Layout, int], Any]
+    inputs: tuple[Tree, ...]
+    batches: Callable[[int, list[int]], Tree]
+    key: jax.Array
+    m: int
+    f: int | Callable[[int], int]
+    num_steps: int
+    make_layout: Callable[[list[Any]], Layout]
+    checkpoints: Checkpoints | None
+    save_every: int
+    copy_every: int
+    on_step: Callable[[int, Any, np.ndarray], None] | None
+
+    built: _Built | None = None
+    state: Any = None  # None: to be made of the copy.
+    step: int = 0  # Steps done.
+    copy: Copy | None = None
+    reported: int = 0
+    saved: int | None = None
+    saving: concurrent.futures.Future[None] | None = None
+    failures: int = 0
+    stop: str | None = None  # Why there are too few workers.
+    owners: np.ndarray | None = None  # [m] Process of each worker.
+    number: int = dataclasses.field(default_factory=lambda: next(_runs))
 
     def run(self) -> Run:
         for number in itertools.count():
@@ -304,8 +318,8 @@ class _Runner:
             agreeing.compare(name, "sharding.run")
             if self.built is not None and len(built.devices) < len(self.built.devices):
                 _log.warning(
-                    "byzjax: %d of %d workers are left, without %s, after step %d, with "
-                    "num_byzantine=%d",
+                    "byzjax: %d of %d workers are left, without %s, after step %d, "
+                    "with num_byzantine=%d",
                     built.present.sum(),
                     self.m,
                     list(built.layout.absent),
@@ -327,7 +341,7 @@ class _Runner:
         layout = Layout(layout.auto_mesh, layout.workers, layout.params, absent)
         count = int(present.sum())
         f = self.f(count) if callable(self.f) else self.f
-        checks.count("sharding.run", num_byzantine=f)
+        f = checks.count("sharding.run", num_byzantine=f)
         trainer = self.make_trainer(layout, f)
         own = self.batches(self.step, layout.workers_of_process(self.m))
         programs = Programs(
@@ -417,7 +431,7 @@ class _Runner:
         raise TooFewWorkers(self.stop + saved, self.state, self.step, built.present)
 
 
-def _on_one_axis(devices: list[jax.Device]) -> Layout:
+def _on_one_axis(devices: list[Any]) -> Layout:
     mesh = Mesh(np.asarray(devices), ("workers",), axis_types=(AxisType.Auto,))
     return Layout(mesh)
 

@@ -314,8 +314,9 @@ def _check_batches(batches, m, given):
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         shape = jnp.shape(leaf)
         if not shape or shape[0] != given:
-            without = f" less {m - given} absent from the layout" if given < m else ""
+            absent = f" less {m - given} absent from the layout" if given < m else ""
             raise ValueError(
-                f"trainer.step needs batches with num_workers={m}{without} in front of every "
-                f"leaf, got shape {shape} at {jax.tree_util.keystr(path) or 'the leaf'}"
+                f"trainer.step needs batches with num_workers={m}{absent} in front of "
+                f"every leaf, got shape {shape} at "
+                f"{jax.tree_util.keystr(path) or 'the leaf'}"
             )

@@ -3,8 +3,8 @@
 python examples/cluster/train.py
 python examples/cluster/train.py --coordinator 127.0.0.1:12345 --processes 4 --process 2
 
-Under Slurm, Kubernetes, Open MPI and on TPU pods it is the first line as well: JAX knows
-how many processes there are. See README.md.
+Under Slurm, Kubernetes, Open MPI and on TPU pods the first line is all: JAX knows how
+many processes there are. See README.md.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TOO_FEW = 3  # Exit status; a lost coordinator's is 75.
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Digits under attack.")
     where = parser.add_argument_group("processes, where nothing else says so")
     where.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address")
     where.add_argument("--processes", type=int, help="how many")

@@ -46,7 +46,8 @@ def digests(state):
         out_shardings=jax.tree.leaves(state)[0].sharding,  # The step's: replicated.
     )
     shared = [
-        digest(x.addressable_data(0)) for x in replicate(state._replace(worker_state=()))
+        digest(x.addressable_data(0))
+        for x in replicate(state._replace(worker_state=()))
     ]
     rows = {}
     for leaf in jax.tree.leaves(state.worker_state):

@@ -24,8 +24,10 @@ def found_by(folder, verb, count, devices):
     paths = [folder / f"{verb}-{count}-{devices}-{rank}" for rank in range(count)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.sharding.all_checkpoints", str(path)]
-            + [address, str(count), str(rank), verb, str(folder / "checkpoints")],
+            [
+                *(sys.executable, "-m", "tests.sharding.all_checkpoints", str(path)),
+                *(address, str(count), str(rank), verb, str(folder / "checkpoints")),
+            ],
             env=processes.environment(devices),
             cwd=processes.ROOT,
             stderr=subprocess.PIPE,

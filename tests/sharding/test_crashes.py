@@ -50,8 +50,10 @@ class Job:
             with self.errors[rank].open("w") as errors:
                 self.running.append(
                     subprocess.Popen(
-                        [*command, str(path), address, str(count), str(rank)]
-                        + [json.dumps(settings)],
+                        [
+                            *(*command, str(path), address, str(count), str(rank)),
+                            json.dumps(settings),
+                        ],
                         env=processes.environment(devices),
                         cwd=processes.ROOT,
                         stderr=errors,
@@ -112,7 +114,11 @@ def reference(history, anew=None, f_of=lambda present: 1):
     state = first = make_trainer(None, 1).init(first_params())
     for t, present in enumerate(np.asarray(history)):
         if anew is not None and t == anew[0]:
-            rows = [w for w in anew[1] if w < jax.tree.leaves(first.worker_state)[0].shape[0]]
+            rows = [
+                w
+                for w in anew[1]
+                if w < jax.tree.leaves(first.worker_state)[0].shape[0]
+            ]
             fresh = jax.tree.map(
                 lambda x, y, rows=rows: x.at[np.asarray(rows, int)].set(
                     y[np.asarray(rows, int)]
@@ -183,8 +189,9 @@ def test_too_few_survivors_stop_with_their_state_saved(tmp_path):
     with Job(tmp_path, 2, **settings) as job:
         job.wait_for([0, 1], "step 3")
         for rank in (0, 1):
-            assert "at key ([0, 0] in process 0, [0, 1] in [1])" in (
-                job.read(rank)["disagree"]["message"]
+            assert (
+                "at key ([0, 0] in process 0, [0, 1] in [1])"
+                in (job.read(rank)["disagree"]["message"])
             )
         job.send(1, signal.SIGKILL)
         job.go(3)
