@@ -51,10 +51,11 @@ class Programs:
         self.live = layout.live(num_workers)
         self.own = layout.workers_of_process(num_workers)
         self.everywhere = NamedSharding(layout.mesh, PartitionSpec())
+        self._impls: dict[Any, Any] = {}  # Of keys, by their type.
         self._mesh = functools.partial(jax.set_mesh, layout.mesh)
         with self._mesh():
             self._init = jax.jit(trainer.init).lower(*inputs).compile()
-            self.shapes = jax.eval_shape(trainer.init, *inputs)
+            self.shapes = jax.eval_shape(self._noting(trainer.init), *inputs)
             self.shardings = self._init.output_shardings
             self._copy = self._compiled(self._copied, (self.everywhere, layout.batches))
             data = jax.eval_shape(self._copied, self.shapes)
@@ -118,6 +119,21 @@ class Programs:
             jax.tree.leaves(state.worker_state),
         )
 
+    def _noting(self, function):
+        def noting(*args):
+            out = function(*args)
+            for x in jax.tree.leaves(out):
+                if _is_key(x):
+                    self._impls[x.dtype] = jax.random.key_impl(x)
+            return out
+
+        return noting
+
+    def _like(self, data, like):
+        if not _is_key(like):
+            return data
+        return jax.random.wrap_key_data(data, impl=self._impls[like.dtype])
+
     def _copied(self, state):
         shared, rows = self._rows(state)
         lacking = [len(self.live) - x.shape[0] for x in rows]
@@ -127,9 +143,9 @@ class Programs:
     def _placed(self, data):
         shared, rows = data
         like_shared, like_rows = self._rows(self.shapes)
-        shared = [_like(x, y) for x, y in zip(shared, like_shared, strict=True)]
+        shared = [self._like(x, y) for x, y in zip(shared, like_shared, strict=True)]
         rows = [
-            _like(_grown(x, y.shape[0] - x.shape[0]), y)
+            self._like(_grown(x, y.shape[0] - x.shape[0]), y)
             for x, y in zip(rows, like_rows, strict=True)
         ]
         without = jax.tree.structure(self.shapes._replace(worker_state=None))
@@ -195,9 +211,3 @@ def _is_key(x):
 
 def _data(x):
     return jax.random.key_data(x) if _is_key(x) else x
-
-
-def _like(data, like):
-    if not _is_key(like):
-        return data
-    return jax.random.wrap_key_data(data, impl=like.dtype._impl.name)
