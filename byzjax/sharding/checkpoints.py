@@ -149,9 +149,13 @@ class Checkpoints:
             got = checkpointer.restore(
                 path, self._orbax.args.PyTreeRestore(shapes, restore_args=asked)
             )
-        for name in moved:
-            index = _places(notes["absent"], shapes[name].shape[0], here, wishes[name])
-            got[name] = programs.taken(got[name], index, _as_data(wishes[name]))
+        if moved:
+            index = {
+                x: _places(notes["absent"], shapes[x].shape[0], here, wishes[x])
+                for x in moved
+            }
+            others = {name: _as_data(wishes[name]) for name in sorted(moved)}
+            got |= programs.taken({x: got[x] for x in moved}, index, others)
         leaves = {
             name: _as_key(got[name], leaf) if name in got else leaf
             for name, leaf in _named(like).items()

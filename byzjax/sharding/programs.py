@@ -76,7 +76,8 @@ class Programs:
 
     def step(self, state, batches, key, present) -> tuple[Tree, Tree]:
         """One step: the state after it, in place of that before, and host metrics."""
-        state, metrics = self._step(state, batches, key, present)
+        done = self._step(state, batches, key, present)
+        state, metrics = jax.block_until_ready(done)
         return state, jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), metrics)
 
     def copied(self, step: int, state: Tree) -> Copy:
@@ -174,18 +175,30 @@ class Programs:
         return jax.jit(function, out_shardings=ends).lower(given).compile()
 
 
-def taken(rows: jax.Array, index: np.ndarray, others: Any) -> Any:
-    """Rows by their numbers, those of `others` where the number is -1."""
+def taken(
+    rows: dict[str, Any], index: dict[str, np.ndarray], others: dict[str, Any]
+) -> dict[str, Any]:
+    """Rows by their numbers, those of `others` where the number is -1.
+
+    Each is a dict of leaves by name. One program: on CPUs of several processes two that
+    do not wait for each other would mix up what they send.
+    """
 
     def take(rows, others):
-        is_there = jnp.asarray(index >= 0).reshape(-1, *[1] * (others.ndim - 1))
-        return jnp.where(is_there, rows[np.maximum(index, 0)], others)
+        found = {}
+        for name, x in others.items():
+            places = index[name]
+            there = jnp.asarray(places >= 0).reshape(-1, *[1] * (x.ndim - 1))
+            found[name] = jnp.where(there, rows[name][np.maximum(places, 0)], x)
+        return found
 
-    if not isinstance(others, jax.Array):
+    if not all(isinstance(x, jax.Array) for x in others.values()):
         return take(rows, others)
-    where = automatic(others.sharding)
-    found = jax.jit(take, out_shardings=where)(rows, jax.device_put(others, where))
-    return jax.device_put(found, others.sharding)
+    ends = {name: x.sharding for name, x in others.items()}
+    where = {name: automatic(sharding) for name, sharding in ends.items()}
+    others = jax.device_put(others, where)
+    found = jax.block_until_ready(jax.jit(take, out_shardings=where)(rows, others))
+    return jax.device_put(found, ends)
 
 
 def automatic(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
