@@ -207,7 +207,7 @@ class Runner:
                     built.f,
                 )
             self.built, self.copy = built, copy
-            self.state, self.step = state, step
+            self.state, self.step, self.saving = state, step, None
 
         return commit
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,8 +160,11 @@ def end_clearly(message: Callable[[], str]) -> None:
     """
 
     def handler(number):
-        sys.stderr.write(message())
-        sys.stderr.flush()
+        # Another thread may hold the lock of what it prints to: no longer than this.
+        flush = threading.Thread(target=sys.stdout.flush, daemon=True)
+        flush.start()
+        flush.join(1.0)
+        os.write(2, message().encode())
         os._exit(ENDED)
 
     function = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)

@@ -1,7 +1,6 @@
 """Several processes that know each other: `start`, `stop`."""
 
 import os
-import sys
 from typing import Any
 
 import jax
@@ -139,12 +138,11 @@ def _initialize(timeout: float, dead_after: int, **where: Any) -> None:
 
 
 def _lost() -> str:
-    sys.stdout.flush()
     return (
-        "\nbyzjax: this process ends, with status "
-        f"{runtime.ENDED}, as it lost the coordinator (process 0, at "
-        f"{runtime.coordinator()}): it ended or is frozen, cannot be reached, or "
-        "took this process for dead because it was silent for too long. The lines "
-        "above are JAX's. Start all processes again: byzjax.sharding.run goes on from "
-        "its latest checkpoint.\n"
+        f"\nbyzjax: this process ends, with status {runtime.ENDED}; the lines above, "
+        "of JAX, say why. Where they speak of the coordination service, it lost the "
+        f"coordinator (process 0, at {runtime.coordinator()}): that one ended or is "
+        "frozen, cannot be reached, or took this process for dead because it was "
+        "silent for too long. Start all processes again: byzjax.sharding.run goes on "
+        "from its latest checkpoint.\n"
     )
