@@ -2,7 +2,7 @@
 
 All that byzjax asks of it that is not in JAX's documented interface is here: who is
 alive, a store of small values at the coordinator, and how a process ends when the
-coordinator is lost. Tried with jax 0.10.2.
+coordinator is lost. Tried with jax 0.10.2 and 0.12.0.1.
 """
 
 import contextlib
