@@ -83,10 +83,17 @@ MOST_OF_FRONT = 2
 RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer}
 
 RUN_TIME = {"jax", "jaxlib", "numpy", "optax"} | sys.stdlib_module_names
-EXTRAS = {"byzjax.integrations.flower": {"flwr"}}  # With the modules inside.
-# A strategy is a host program, which its user cannot jit: its compiled programs. And
-# those of rules that a user calls without jit.
-JITS = {"byzjax.integrations.flower.programs", "byzjax.eager"}
+EXTRAS = {  # With the modules inside.
+    "byzjax.integrations.flower": {"flwr"},
+    "byzjax.sharding.checkpoints": {"orbax"},
+}
+# A strategy and a run of many processes are host programs, which their user cannot jit:
+# their compiled programs. And those of rules that a user calls without jit.
+JITS = {
+    "byzjax.integrations.flower.programs",
+    "byzjax.sharding.programs",
+    "byzjax.eager",
+}
 
 
 def name_of(path):

@@ -1,12 +1,13 @@
 """A rule on a mesh of devices, as a link of a chain: `aggregate`."""
 
 import jax
+import jax.numpy as jnp
 
 from byzjax import base, checks
 from byzjax.base import Aggregator
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
-from byzjax.sharding.way import Way, check_layout, check_workers
+from byzjax.sharding.way import Way, check_layout, check_workers, present_of, spread
 
 
 def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
@@ -31,7 +32,8 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
 
     Args:
       rule: any aggregator.
-      layout: the devices.
+      layout: the devices. With `absent` workers, rows, weights and `present` are of
+        the others.
 
     Returns:
       An `Aggregator` that takes what the rule takes. What its state knows of each
@@ -72,15 +74,24 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         return region.automatically(layout, run, (params,), specs)
 
     def update(updates, state, params=None, **extra):
-        m = checks.num_workers(updates)
+        m = checks.num_workers(updates) + len(layout.absent)
         check_workers("sharding.aggregate", layout, m)
+        if layout.absent:  # What is given is of the workers that have a device.
+            claims = {
+                name: spread(jnp.asarray(extra[name]), layout.live(m), m)
+                for name in ("weights", "present")
+                if extra.get(name) is not None
+            }
+            own = claims.pop("present", None)
+            extra |= claims | {"present": present_of(layout, m, own)}
         way = Way(
             layout,
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates),
         )
 
         def run(updates, state, params, extra):
-            columns, inner = way.rows(updates), way.tree(params)
+            columns = spread(way.rows(updates), layout.live(m), m)
+            inner = way.tree(params)
             state = way.inside(rule.init, state)
             extra = way.extras(extra)
             with way.passes():

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from byzjax import checks
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -28,14 +30,19 @@ class Layout:
       params: how the parameters are sharded over the *other* axes: a
         `jax.sharding.PartitionSpec` for each leaf, or for whole subtrees; None:
         they are replicated. They stay so, and so do gradients and the result.
+      absent: workers that have no device, as those of a process that died. Batches
+        and states then are of the others, in their order; rules have the absent ones'
+        rows as `present` says, and what follows counts all m as before.
 
     Attributes:
       mesh: as given.
       workers: names of the worker axes, a tuple in the mesh's order.
       params: as given.
+      absent: as given, in order.
 
     Raises:
-      TypeError: a mesh that is none, or names that are no strings.
+      TypeError: a mesh that is none, names that are no strings, or absent workers that
+        are no ints.
       ValueError: an axis that the mesh does not have, or a `params` that shards over
         the workers' axis.
 
@@ -51,6 +58,7 @@ class Layout:
     mesh: Mesh
     workers: Any = "workers"
     params: Any = None
+    absent: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.mesh, Mesh):
@@ -85,6 +93,10 @@ class Layout:
             )
         names = tuple(name for name in known if name in names)
         object.__setattr__(self, "workers", names)
+        absent = {
+            checks.count("Layout", absent=worker) for worker in tuple(self.absent)
+        }
+        object.__setattr__(self, "absent", tuple(sorted(absent)))
         for spec in jax.tree.leaves(self.params, is_leaf=_is_spec):
             if not _is_spec(spec):
                 raise TypeError(
@@ -101,7 +113,7 @@ class Layout:
 
     def __hash__(self):  # Trees of specs, such as dicts, have none.
         specs, structure = jax.tree.flatten(self.params, is_leaf=_is_spec)
-        return hash((self.mesh, self.workers, tuple(specs), structure))
+        return hash((self.mesh, self.workers, tuple(specs), structure, self.absent))
 
     @property
     def num_worker_shards(self) -> int:
@@ -142,21 +154,46 @@ class Layout:
         """Where batches `[m, ...]` belong, for `jax.device_put` and data loaders."""
         return NamedSharding(self.mesh, PartitionSpec(self.workers))
 
-    def workers_of_process(self, num_workers: int) -> list[int]:
-        """Which of m workers lie on devices of this process, in order.
+    @property
+    def processes(self) -> list[int]:
+        """The processes whose devices these are, in order."""
+        return sorted({device.process_index for device in self.mesh.devices.flat})
+
+    def live(self, num_workers: int) -> list[int]:
+        """Which of m workers have a device, in order: all but the absent ones."""
+        return [w for w in range(num_workers) if w not in self.absent]
+
+    def workers_of_process(
+        self, num_workers: int, process: int | None = None
+    ) -> list[int]:
+        """Which of m workers lie on devices of a process, in order.
+
+        Args:
+          num_workers: m.
+          process: its number; None: this one.
 
         Raises:
-          ValueError: m is no multiple of the devices that workers lie on.
+          ValueError: m, without those absent, is no multiple of the devices that
+            workers lie on.
         """
-        shards = self.num_worker_shards
-        if num_workers % shards:
+        shards, live = self.num_worker_shards, self.live(num_workers)
+        if len(live) % shards:
+            without = f" without {len(self.absent)} absent ones" if self.absent else ""
             raise ValueError(
                 "Layout.workers_of_process needs num_workers to be a multiple of the "
                 f"{shards} shards of the workers' axis, got num_workers={num_workers}"
+                f"{without}"
             )
-        places = self.batches.addressable_devices_indices_map((num_workers,))
-        rows = np.arange(num_workers)
-        return sorted({int(row) for at in places.values() for row in rows[at]})
+        own = jax.process_index() if process is None else process
+        places = self.batches.devices_indices_map((len(live),))
+        rows = np.asarray(live, int)
+        found = {
+            int(row)
+            for device, at in places.items()
+            if device.process_index == own
+            for row in rows[at]
+        }
+        return sorted(found)
 
     def specs(self, tree: Any) -> list[PartitionSpec]:
         """The specs of the leaves of a tree like the parameters, in order.

@@ -1,5 +1,6 @@
 """Batches of several processes: each feeds the workers on its own devices."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ def place(layout: Layout, batches: Any) -> Any:
         arrays or JAX's of this process.
 
     Returns:
-      Global arrays `[m, ...]`, sharded over the workers' axis.
+      Global arrays `[m, ...]`, sharded over the workers' axis, of all workers that have
+      a device.
 
     Raises:
       ValueError: leaves of different numbers of workers, or of a number that this
@@ -43,7 +45,8 @@ def place(layout: Layout, batches: Any) -> Any:
         )
     (count,) = counts
     shards = layout.num_worker_shards
-    own = len(layout.workers_of_process(shards))  # One worker on each shard.
+    one_each = dataclasses.replace(layout, absent=())  # One worker on each shard.
+    own = len(one_each.workers_of_process(shards))
     if count % own:
         raise ValueError(
             "sharding.place needs as many batches on each of this process's "

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
+from byzjax import checks
 from byzjax.numerics import devices
 from byzjax.sharding import region
 from byzjax.sharding.doors import Doors
@@ -99,6 +102,44 @@ class Way:
         return Kept(init, columns, doors.layout.axes, doors.layout.num_devices)
 
 
+def spread(rows: Tree, live: list[int], num_workers: int) -> Tree:
+    """The rows of all workers, zeros for those that are not `live`.
+
+    Args:
+      rows: leaves `[k, ...]`, of the k live workers in order, and perhaps more rows.
+      live: who they are.
+      num_workers: how many rows there are to be, which number the workers.
+    """
+    if live == list(range(num_workers)):
+        return jax.tree.map(lambda x: x[:num_workers], rows)
+    # Runs of neighbours: columns stay where they are, and nothing is gathered.
+    place = {worker: row for row, worker in enumerate(live)}
+    runs: list[list[int]] = []
+    for worker in range(num_workers):
+        is_next = runs and (worker - 1 in place) == (worker in place)
+        runs.append([*runs.pop(), worker] if is_next else [worker])
+
+    def of_leaf(x):
+        def part(run):
+            if run[0] not in place:
+                return jnp.zeros((len(run), *x.shape[1:]), x.dtype)
+            return x[place[run[0]] : place[run[-1]] + 1]
+
+        return jnp.concatenate([part(run) for run in runs])
+
+    return jax.tree.map(of_leaf, rows)
+
+
+def present_of(layout: Layout | None, num_workers: int, present: Any) -> Any:
+    """Who takes part `[m]`: those said to, of those that have a device; None is all."""
+    if layout is None or not layout.absent:
+        return present
+    has_device = np.isin(np.arange(num_workers), layout.absent, invert=True)
+    if present is None:
+        return has_device
+    return has_device & checks.present("a layout", present, num_workers)
+
+
 def on_workers(layout: Layout, rows: Tree, specs: list[PartitionSpec]) -> Tree:
     """Rows `[m, ...]` on the devices of their workers, and as many as these divide."""
     leaves, structure = jax.tree.flatten(rows)
@@ -121,6 +162,12 @@ def check_layout(owner: str, layout: Any) -> None:
 def check_workers(owner: str, layout: Layout, m: int) -> None:
     """Says so when some devices would have no worker."""
     count = layout.num_worker_shards
+    if layout.absent and layout.absent[-1] >= m:
+        raise ValueError(
+            f"{owner} needs the layout's absent workers to be below num_workers={m}, "
+            f"got absent={layout.absent}"
+        )
+    m -= len(layout.absent)
     if m < count:
         raise ValueError(
             f"{owner} needs num_workers >= the devices that workers lie on, got "

@@ -14,7 +14,7 @@ import optax
 from byzjax import base, checks, trees
 from byzjax.attack import Attack
 from byzjax.numerics import stacked
-from byzjax.sharding.way import Way
+from byzjax.sharding.way import Way, spread
 from byzjax.shares import with_shares
 from byzjax.training import places, workers
 from byzjax.training.setup import Setup
@@ -67,8 +67,8 @@ def messages(
 
     if present is not None:
         # Of rows that there are too many on some devices nothing is kept.
-        spare = setup.num_rows - setup.num_computed
-        present = jnp.pad(present[: setup.num_computed], (0, spare))
+        live = np.asarray(setup.live, int)
+        present = jnp.pad(present[live], (0, setup.num_rows - len(live)))
     operands = _poisoned(setup, batches), state.worker_state, present
     n, at_most = setup.num_rows, setup.workers_at_once
     if setup.layout is None:
@@ -84,8 +84,12 @@ def messages(
         sent=sent,
     )
     # Free where coordinates are, where rows are all on a device.
-    rows = jax.tree.map(lambda x: x[: setup.num_computed], found.rows)
-    return found._replace(rows=rows)
+    live, count = setup.live, setup.num_computed
+    return found._replace(
+        rows=spread(found.rows, live, count),
+        losses=spread(found.losses, live, count),
+        aux=spread(found.aux, live, count),
+    )
 
 
 def forged(

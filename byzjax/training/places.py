@@ -20,7 +20,8 @@ def computed_batches(setup: Setup, layout: Layout, batches: Any) -> Any:
     Rows that there are too many, so that devices have equally many, are computed and
     dropped: to cut them off here would move the others.
     """
-    h, count = setup.num_honest, setup.num_rows
+    count = setup.num_rows
+    h = len(layout.live(setup.num_honest))
 
     def placed(x):
         x = jnp.asarray(x)

@@ -125,8 +125,22 @@ class Setup:
 
     @property
     def num_rows(self) -> int:
-        """`num_computed`, and as many more as give every device equally many."""
-        return self.num_computed + -self.num_computed % self.num_worker_shards
+        """Those of `live`, and as many more as give every device equally many."""
+        count = len(self.live)
+        return count + -count % self.num_worker_shards
+
+    @property
+    def live(self) -> list[int]:
+        """Which of the computed rows are computed: all but absent workers' ones."""
+        if self.layout is None:
+            return list(range(self.num_computed))
+        return self.layout.live(self.num_computed)
+
+    @property
+    def num_given(self) -> int:
+        """Workers that have batches."""
+        lacking = 0 if self.layout is None else len(self.layout.absent)
+        return self.num_workers - lacking
 
     @property
     def num_honest(self) -> int:

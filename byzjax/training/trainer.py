@@ -19,7 +19,7 @@ from byzjax.attack import Attack
 from byzjax.base import Aggregator
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
-from byzjax.sharding.way import Way
+from byzjax.sharding.way import Way, present_of, spread
 from byzjax.training import phases, places
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
@@ -179,11 +179,13 @@ def trainer(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
         checks.extras("trainer.step", extra, setup.taken_by(extra))
-        _check_batches(batches, setup.num_workers)
+        _check_batches(batches, setup.num_workers, setup.num_given)
         keys = jax.random.split(checks.key("trainer.step", key), 4)
         present = extra.get("present")
         if present is not None:
             checks.present("trainer.step", present, setup.num_workers)
+        if layout is not None and layout.absent:
+            extra["present"] = present_of(layout, setup.num_workers, present)
         if layout is None:
             return one_step(state, batches, keys, extra)
 
@@ -257,7 +259,7 @@ def _model_state(setup, new, state, keys, present):
     inside = state._replace(
         model_state=way.tree(state.model_state), model_rule_states=tuple(inner)
     )
-    rows = jax.tree.map(lambda x: x[: setup.num_computed], way.rows(new))
+    rows = spread(way.rows(new), setup.live, setup.num_computed)
     with way.passes():
         out, after = phases.model_state_of(setup, rows, inside, keys, present)
     after = [_kept(way, part, own) for part, own in zip(parts, after, strict=True)]
@@ -300,13 +302,15 @@ def _initial(setup, params, model_state):
     )
 
 
-def _check_batches(batches, m):
+def _check_batches(batches, m, given):
     if not jax.tree.leaves(batches):
         raise ValueError(f"trainer.step needs batches of arrays, got {batches!r}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         shape = jnp.shape(leaf)
-        if not shape or shape[0] != m:
+        if not shape or shape[0] != given:
+            absent = f" less {m - given} absent from the layout" if given < m else ""
             raise ValueError(
-                f"trainer.step needs batches with num_workers={m} in front of every "
-                f"leaf, got shape {shape} at {jax.tree_util.keystr(path) or 'the leaf'}"
+                f"trainer.step needs batches with num_workers={m}{absent} in front of "
+                f"every leaf, got shape {shape} at "
+                f"{jax.tree_util.keystr(path) or 'the leaf'}"
             )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
@@ -9,6 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 import byzjax
 from byzjax import sharding
 from byzjax.sharding.states import padded
+from byzjax.testing import gaussian
 from tests.sharding import processes
 
 STEPS = ["flat", "explicit", "parts", "absent", "two axes", "two explicit axes"]
@@ -178,3 +180,63 @@ def test_a_state_of_another_rule_is_refused():
         clipping.update(x, byzjax.centered_clipping(1.0).init(x[0]))
     with pytest.raises(ValueError, match="state"):
         clipping.update(x, optax.EmptyState())
+
+
+def test_workers_without_a_device_are_absent_rows():
+    m, absent = 7, (1, 4)
+    layout, rows = one(absent=absent), jnp.asarray(gaussian(m, 5, seed=3))
+    present = np.isin(np.arange(m), absent, invert=True)
+    parts = dict(
+        worker=byzjax.momentum(0.9),
+        attack=byzjax.attacks.alie(1.0),  # Of the honest: fewer rows than workers.
+        aggregator=byzjax.trimmed_mean(1),
+        server=optax.sgd(0.1),
+        num_workers=m,
+        num_byzantine=2,
+        has_aux=True,
+    )
+
+    def loss_fn(params, batch):
+        return jnp.sum((params - batch) ** 2), batch
+
+    def after(trainer, batches, **extra):
+        state = trainer.init(jnp.zeros(5))
+        step = jax.jit(trainer.step)
+        for t in range(2):
+            state, metrics = step(state, batches, jax.random.key(t), **extra)
+        return state, metrics
+
+    plain, want = after(byzjax.trainer(loss_fn, **parts), rows, present=present)
+    trainer = byzjax.trainer(loss_fn, layout=layout, **parts)
+    state, got = after(trainer, rows[present])
+    assert jnp.allclose(state.params, plain.params, rtol=1e-6)
+    honest = present[: m - 2]
+    assert jnp.allclose(
+        state.worker_state.momentum, plain.worker_state.momentum[honest], rtol=1e-6
+    )
+    assert jnp.allclose(got.loss, want.loss, rtol=1e-6)
+    assert jnp.array_equal(got.aux[honest], want.aux[honest])
+    assert (
+        layout.workers_of_process(m) == layout.live(m) == list(np.flatnonzero(present))
+    )
+    rule = byzjax.median()
+    # Who has a device may be absent all the same.
+    last = present & (np.arange(m) != 3)
+    found = sharding.aggregate(rule, layout).aggregate(
+        rows[present], present=last[present]
+    )
+    assert jnp.allclose(found, rule.aggregate(rows, present=last), rtol=1e-6)
+    with pytest.raises(ValueError, match=f"num_workers=7 less {len(absent)} absent"):
+        trainer.step(trainer.init(jnp.zeros(5)), rows, jax.random.key(0))
+
+
+def test_absent_workers_are_workers():
+    with pytest.raises(ValueError, match=r"below num_workers=3, got absent=\(3,\)"):
+        sharding.aggregate(byzjax.median(), one(absent=(3,))).aggregate(
+            jnp.ones((2, 1))
+        )
+    with pytest.raises(ValueError, match="mda has no form for absent workers"):
+        sharding.aggregate(byzjax.mda(1), one(absent=(3,))).aggregate(jnp.ones((4, 1)))
+    with pytest.raises(ValueError, match="absent"):
+        one(absent=(-1,))
+    assert hash(one(absent=(1,))) != hash(one()) and one(absent=(1,)) != one()
