@@ -1,0 +1,10 @@
+"""stub"""
+
+
+class GuardReport: ...
+
+
+class WorkerReport: ...
+
+
+def guard_report(): ...
