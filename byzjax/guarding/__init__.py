@@ -4,8 +4,8 @@
 `report.py` the verdicts with the names of devices and processes.
 """
 
-from byzjax.guard.account import GuardState
-from byzjax.guard.report import GuardReport, WorkerReport, guard_report
-from byzjax.guard.rule import guard
+from byzjax.guarding.account import GuardState
+from byzjax.guarding.report import GuardReport, WorkerReport, guard_report
+from byzjax.guarding.rule import guard
 
 __all__ = ["GuardReport", "GuardState", "WorkerReport", "guard", "guard_report"]

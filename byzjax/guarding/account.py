@@ -21,31 +21,33 @@ FEWEST = 3  # Of two rows nobody can tell which one is wrong.
 
 
 class Bet(NamedTuple):
-    """w(z) = 1 + exp(slope·(side·z − start)), and the share of the evidence at stake."""
+    """w(z) = 1 + exp(slope·(side·z − start)), and the share of the evidence staked."""
 
     side: int  # 1: farther out than the others; −1: nearer than replicas can be.
     slope: float
-    start: float | int  # An int: that one of the levels, see `_levels`.
+    start: float | None  # None: at a level that positions had lately.
     stake: float
+    level: int = 0  # Which one, see `_levels`.
 
 
-# Those with a fixed start see a small shift in many steps. The others stake nothing
-# while nobody is farther out than workers were lately, and see large ones in few steps.
+# Those with a start of their own see a small shift in many steps. The others stake next
+# to nothing while nobody is farther out than usual, and see large ones in few steps.
 BETS = (
     Bet(1, 1.0, -8.0, 0.5),
     Bet(1, 3.0, -8.0, 0.5),
     Bet(1, 4.0, 2.5, 0.9),
-    Bet(1, 8.0, 0, 0.9),
-    Bet(1, 8.0, 0, 0.5),
-    Bet(1, 8.0, 1, 0.5),
-    Bet(-1, 1.0, -8.0, 0.5),
+    Bet(1, 8.0, None, 0.9, level=0),
+    Bet(1, 8.0, None, 0.5, level=0),
+    Bet(1, 8.0, None, 0.5, level=1),
+    Bet(1, 8.0, None, 0.5, level=2),
     Bet(-1, 3.0, -8.0, 0.5),
+    Bet(-1, 3.0, -8.0, 0.9),
 )
 _LARGEST_EXPONENT = 40.0
 _LEAST_OUTSIDE = 3.0  # z up to which a row is never called outside.
 _LEAST_SPREAD = 1e-3  # Of logarithms of squared distances.
 _LARGEST = 170.0  # Such a logarithm whose root is a float32.
-_MEMORY = 256  # Steps that the spread is averaged over.
+_MEMORY = 256  # Steps that the spread is averaged over, at least.
 _NORMAL = 1.4826  # Standard deviations in a middle deviation,
 _MEAN_NORMAL = 1.2533  # and in a mean one.
 _LEAST_REPEATED = 0.1  # Chance that a worker who is well is held longer.
@@ -274,36 +276,37 @@ def _of_others(values):
     return jnp.max(jnp.where(apart, values[None, :], _LEAST_OUTSIDE), axis=1)
 
 
+def _levels(state, farthest):
+    """Positions that are seldom, or seldomer, reached: seldomest first.
+
+    What one worker alone ever reached is no level, else it would raise its own.
+    """
+    ordered, tops = jnp.sort(farthest), jnp.sort(state.tops)
+    usual = tops[-(len(tops) // 10 + 1)]
+    levels = ordered[-2], ordered[len(ordered) // 2], usual
+    return [jnp.maximum(level, _LEAST_OUTSIDE) for level in levels]
+
+
 def _evidence(state, positions, farthest, trusted, judged):
     """log(1 + e) of each bet after this step, [m, bets]."""
+    levels = _levels(state, farthest)
+    starts = [levels[x.level] if x.start is None else np.float32(x.start) for x in BETS]
     side, slope, stake = (
-        np.asarray([bet[i] for bet in BETS], np.float32) for i in (0, 1, 3)
+        np.asarray([[bet[i] for bet in BETS]], np.float32) for i in (0, 1, 3)
     )
-    # What one worker alone ever reached is no level: else it would raise its own.
-    levels = jnp.sort(farthest)
-    levels = levels[-2], levels[len(farthest) // 2]
-    start = jnp.stack(
-        [
-            levels[bet.start] if isinstance(bet.start, int) else np.float32(bet.start)
-            for bet in BETS
-        ]
-    )
-    exponents = slope * (side * positions[:, None] - start)
+    exponents = slope * (side * positions[:, None] - jnp.stack(starts)[None, :])
     weights = 1 + jnp.exp(jnp.minimum(exponents, _LARGEST_EXPONENT))
-    among = (trusted & judged)[:, None]
-    # Beside one who is far out all others look near: those at that end play no part.
-    count = jnp.sum(among)
-    ordered = jnp.sort(jnp.where(among[:, 0], positions, -jnp.inf))
-    end = ordered[-jnp.maximum(count // 4, 1)]
-    plays = (side > 0) | (positions < end)[:, None]
-    among &= plays
-    total = jnp.sum(jnp.where(among, weights, 0), axis=0)
-    count = jnp.sum(among, axis=0).astype(jnp.float32)
     # One who is suspected is compared with those who are not.
+    among = (trusted & judged)[:, None]
+    total = jnp.sum(jnp.where(among, weights, 0), axis=0)[None, :]
     total = total + jnp.where(among, 0, weights)
-    count = count + (~among).astype(jnp.float32)
-    factors = 1 - stake + stake * count * weights / total
-    grown = jnp.logaddexp(0.0, jnp.log(jnp.where(plays, factors, 1)) + state.evidence)
+    count = jnp.sum(among) + jnp.where(among, 0, 1)
+    # Beside those who are far out all others look near, so that there are as many
+    # fewer to be the nearest: with these odds a quarter may be.
+    unfair = jnp.maximum(count // 4, 1)
+    players = jnp.where(side > 0, count, count - unfair).astype(jnp.float32)
+    factors = 1 - stake + stake * players * weights / total
+    grown = jnp.logaddexp(0.0, jnp.log(factors) + state.evidence)
     return jnp.where(judged[:, None], grown, state.evidence)
 
 
