@@ -15,7 +15,7 @@ _WIDEST = 64
 
 
 def bit_flips(
-    bits: int | Sequence[int] = (1, 3),
+    bits: int | Sequence[int] = (6, 8),
     *,
     period: int = 128,
     offset: int = 0,
@@ -37,7 +37,8 @@ def bit_flips(
     wrong on one device and on many, in a tree and its ravelled matrix.
 
     Args:
-      bits: which bits are wrong, one or several.
+      bits: which bits are wrong, one or several. The default makes of a float32 or a
+        bfloat16 one 32, 8, 1/8 or 1/32 times as large.
       period: from one wrong coordinate to the next, at least 1 (then all are).
       offset: the first wrong coordinate, less than `period`.
       how: "flip" them, or as if stuck at "one" or "zero".
@@ -65,7 +66,7 @@ def bit_flips(
       https://arxiv.org/abs/2102.11245, for cores that compute some values wrongly.
     """
     name = "bit_flips"
-    given = [bits] if isinstance(bits, int | np.integer) else list(bits)
+    given = list(bits) if isinstance(bits, Sequence) else [bits]
     which = [checks.count(name, bits=bit) for bit in given]
     if not which or max(which) >= _WIDEST:
         raise ValueError(f"{name} needs bits from 0 to {_WIDEST - 1}, got {bits=}")

@@ -45,7 +45,7 @@ def intermittent(
       ...     jnp.ones((9, 1)), num_byzantine=8, key=jax.random.key(0)
       ... )
       >>> print(rows.ravel())
-      [ 1.  1.  1.  1.  1. nan  1. nan  1.]
+      [ 1.  1. nan nan  1.  1.  1. nan nan]
 
     Reference:
       Dixit et al.: Silent Data Corruptions at Scale, 2021,
@@ -56,6 +56,9 @@ def intermittent(
     chance = checks.number(name, probability=probability)
     if not isinstance(chance, jax.core.Tracer) and chance > 1:
         raise ValueError(f"{name} needs probability <= 1, got {probability=}")
+
+    def draw(key, worker):
+        return jax.random.uniform(jax.random.fold_in(key, worker), (), jnp.float32)
 
     def forge(honest, own, state, *, num_byzantine, key=None, **extra):
         if own is None:
@@ -68,8 +71,8 @@ def intermittent(
             honest, own, state, num_byzantine=num_byzantine, key=inner, **extra
         )
         # A draw a worker, which does not depend on how many there are.
-        draws = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(now, i)))
-        bad = draws(jnp.arange(num_byzantine)) < jnp.asarray(chance, jnp.float32)
+        bad = jax.vmap(draw, (None, 0))(now, jnp.arange(num_byzantine))
+        bad = bad < jnp.asarray(chance, jnp.float32)
 
         def of_leaf(b, x):
             return jnp.where(bad.reshape((-1,) + (1,) * (x.ndim - 1)), b, x)

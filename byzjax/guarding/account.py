@@ -44,6 +44,7 @@ BETS = (
     Bet(-1, 3.0, -8.0, 0.9),
 )
 _LARGEST_EXPONENT = 40.0
+_GROUP = 8  # Steps in a row, of whose largest positions the middle one is a level.
 _LEAST_OUTSIDE = 3.0  # z up to which a row is never called outside.
 _LEAST_SPREAD = 1e-3  # Of logarithms of squared distances.
 _LARGEST = 170.0  # Such a logarithm whose root is a float32.
@@ -185,7 +186,7 @@ def watched(
         steps=_counted(state.steps, compared),
         farthest=_counted(
             state.farthest,
-            compared & (jnp.arange(terms.num_workers) == _farthest(heights, compared)),
+            compared & (np.arange(terms.num_workers) == _farthest(heights, compared)),
         ),
         outside=_counted(state.outside, outside),
         broken=_counted(state.broken, broken),
@@ -213,7 +214,7 @@ def _heights(geometry, trusted):
     apart = jnp.where(pairs, geometry.squared_distances, jnp.inf)
     ordered = jnp.sort(apart, axis=1)
     half = jnp.maximum(jnp.sum(there) // 2, 1)
-    near = jnp.where(jnp.arange(m) < half, ordered, 0)
+    near = jnp.where(np.arange(m) < half, ordered, 0)
     distances = jnp.sum(near / half.astype(near.dtype), axis=1)
     # Where most rows are equal their distances are zeros, which have no logarithm.
     least = jnp.asarray(jnp.finfo(near.dtype).tiny, near.dtype)
@@ -263,7 +264,7 @@ def _learnt(own_level, state, heights, known):
 
 def _farthest_of_each(state, m):
     """The largest position with which each worker led a remembered step, [m]."""
-    counted = (state.owners[None, :] == jnp.arange(m)[:, None]) & (
+    counted = (state.owners[None, :] == np.arange(m, dtype=np.int32)[:, None]) & (
         ~state.suspected[:, None]
     )
     tops = jnp.where(counted, state.tops[None, :], _LEAST_OUTSIDE)
@@ -281,9 +282,10 @@ def _levels(state, farthest):
 
     What one worker alone ever reached is no level, else it would raise its own.
     """
-    ordered, tops = jnp.sort(farthest), jnp.sort(state.tops)
-    usual = tops[-(len(tops) // 10 + 1)]
-    levels = ordered[-2], ordered[len(ordered) // 2], usual
+    ordered, group = jnp.sort(farthest), min(_GROUP, len(state.tops))
+    groups = len(state.tops) // group
+    largest = jnp.max(state.tops[: groups * group].reshape(groups, group), axis=1)
+    levels = ordered[-2], ordered[len(ordered) // 2], jnp.sort(largest)[groups // 2]
     return [jnp.maximum(level, _LEAST_OUTSIDE) for level in levels]
 
 
