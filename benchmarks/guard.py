@@ -10,7 +10,10 @@ steps later is it under suspicion? Prints tables, and writes `guard.json` and, w
 matplotlib is installed, `guard.png`.
 """
 
+import argparse
 import functools
+import json
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -45,7 +48,9 @@ def digits(*, apart: bool = False) -> Task:
     images = images.astype(np.float32) / 16
     shards = [np.arange(len(labels))] * M
     if apart:
-        shards = byzjax.partition.dirichlet(labels, M, alpha=1.0, seed=0)
+        shards = byzjax.partition.dirichlet(
+            labels, M, alpha=1.0, rng=np.random.default_rng(0)
+        )
     counts = np.array([len(shard) for shard in shards])
     places = np.stack([np.resize(shard, counts.max()) for shard in shards])
     return Task(
@@ -75,7 +80,7 @@ def loss_fn(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
 def share_of_length(size: jax.Array) -> byzjax.Attack:
     """The gradient and noise of `size` times its length."""
 
-    def forge(honest, own, state, *, num_byzantine, key=None, **extra):
+    def forge(honest, own, state, *, num_byzantine, key, **extra):
         leaves, structure = jax.tree.flatten(own)
         squares = [jnp.sum(jnp.square(x.reshape(len(x), -1)), axis=1) for x in leaves]
         count = sum(x[0].size for x in leaves)
@@ -173,8 +178,9 @@ def steps(
             lambda m, g: beta * m + (1 - beta) * g, momenta, rows
         )
         rows, _ = attack.update(rows, attack.init(params), key=attack_key)
-        update, known = rule.update(rows, known)
+        update, after = rule.update(rows, known)
         params = jax.tree.map(lambda p, u: p - RATE * u, params, update)
+        known: Any = after
         return (params, momenta, known), known.suspected
 
     return jax.lax.scan(step, state, jax.random.split(key, length))
