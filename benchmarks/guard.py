@@ -40,19 +40,21 @@ class Task(NamedTuple):
     counts: jax.Array  # [m]
 
 
-def digits(*, apart: bool = False) -> Task:
-    """All digits for every replica, or each one's own by a Dirichlet draw."""
+def digits(shards: str = "all") -> Task:
+    """All digits for every replica, or each one's own: "iid" or by a Dirichlet draw."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.float32) / 16
-    shards = [np.arange(len(labels))] * M
-    if apart:
-        shards = byzjax.partition.dirichlet(
-            labels, M, alpha=1.0, rng=np.random.default_rng(0)
-        )
-    counts = np.array([len(shard) for shard in shards])
-    places = np.stack([np.resize(shard, counts.max()) for shard in shards])
+    rng = np.random.default_rng(0)
+    makers = {
+        "all": lambda: [np.arange(len(labels))] * M,
+        "iid": lambda: byzjax.partition.iid(len(labels), M, rng=rng),
+        "dirichlet": lambda: byzjax.partition.dirichlet(labels, M, alpha=1.0, rng=rng),
+    }
+    parts = makers[shards]()
+    counts = np.array([len(shard) for shard in parts])
+    places = np.stack([np.resize(shard, counts.max()) for shard in parts])
     return Task(
         jnp.asarray(images),
         jnp.asarray(labels, jnp.int32),
@@ -130,23 +132,20 @@ class Options(NamedTuple):
     """How replicas are told apart in a run."""
 
     momentum: float = 0.0  # Of the workers, before the guard.
-    apart: bool = False  # Whether each has labels of its own, more or less.
-    own_level: int | None = None
+    shards: str = "all"  # Of the data that each draws from.
 
 
 ALIKE = Options()
 
 
-def watch(options: Options = ALIKE) -> byzjax.Aggregator:
-    return byzjax.guard(
-        byzjax.median(), M, false_alarms=FALSE_ALARMS, own_level=options.own_level
-    )
+def watch() -> byzjax.Aggregator:
+    return byzjax.guard(byzjax.median(), M, false_alarms=FALSE_ALARMS)
 
 
-def start(seed: jax.Array, options: Options = ALIKE) -> Any:
+def start(seed: jax.Array) -> Any:
     params = initial(jax.random.key(seed))
     zeros = jax.tree.map(lambda p: jnp.zeros((M, *p.shape)), params)
-    return params, zeros, watch(options).init(params)
+    return params, zeros, watch().init(params)
 
 
 @functools.partial(jax.jit, static_argnames=("make", "length", "options"))
@@ -162,7 +161,7 @@ def steps(
     options: Options = ALIKE,
 ) -> tuple[Any, Any]:
     """Trains on; the state after it, and who was under suspicion in each step."""
-    rule = watch(options)
+    rule = watch()
     attack = byzjax.attacks.intermittent(make(size), frequency, num_byzantine=1)
 
     def step(state, key):
@@ -232,8 +231,8 @@ def delays(quick: bool) -> Iterator[dict[str, Any]]:
 CLEAN = {
     "like batches": ALIKE,
     "like batches, momentum 0.9 of the workers": Options(momentum=0.9),
-    "unlike data": Options(apart=True),
-    "unlike data, own_level=1000": Options(apart=True, own_level=1000),
+    "a shard each, of one shuffle": Options(shards="iid"),
+    "a shard each, of unlike data": Options(shards="dirichlet"),
 }
 
 
@@ -241,9 +240,9 @@ def clean(quick: bool) -> Iterator[dict[str, Any]]:
     """False alarms of clean runs, and the share of their steps that were the rule's."""
     seeds, length = (1, 200) if quick else (5, 10_000)
     for name, options in CLEAN.items():
-        task, numbers = digits(apart=options.apart), jnp.arange(seeds)
+        task, numbers = digits(options.shards), jnp.arange(seeds)
         run = functools.partial(steps, length=length, options=options)
-        states = jax.vmap(functools.partial(start, options=options))(numbers)
+        states = jax.vmap(start)(numbers)
         keys = jax.vmap(jax.random.key)(numbers)
         (params, _, known), named = jax.vmap(run, (0, 0, None, None, None))(
             states, keys, 0.0, 1.0, task

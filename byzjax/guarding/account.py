@@ -49,8 +49,7 @@ _LEAST_OUTSIDE = 3.0  # z up to which a row is never called outside.
 _LEAST_SPREAD = 1e-3  # Of logarithms of squared distances.
 _LARGEST = 170.0  # Such a logarithm whose root is a float32.
 _MEMORY = 256  # Steps that the spread is averaged over, at least.
-_NORMAL = 1.4826  # Standard deviations in a middle deviation,
-_MEAN_NORMAL = 1.2533  # and in a mean one.
+_NORMAL = 1.4826  # Standard deviations in a middle deviation.
 _LEAST_REPEATED = 0.1  # Chance that a worker who is well is held longer.
 
 
@@ -73,8 +72,6 @@ class GuardState(NamedTuple):
       strongest: log(1 + e) over all bets, the largest so far, `[m]`.
       probation: steps that it is still held for, `[m]`, int32.
       spread: of the logarithms of distances between workers, `[]`.
-      levels: each worker's usual position, `[m]`; zeros without `own_level`.
-      spreads: the usual distance from that, `[m]`; likewise.
       tops: the largest position in each of the latest steps, `[window]`.
       owners: whose it was, −1 for nobody's, `[window]`, int32.
       rule_state: of the robust rule, which sees the steps that it serves.
@@ -93,8 +90,6 @@ class GuardState(NamedTuple):
     strongest: jax.Array
     probation: jax.Array
     spread: jax.Array
-    levels: jax.Array
-    spreads: jax.Array
     tops: jax.Array
     owners: jax.Array
     rule_state: Any
@@ -106,7 +101,6 @@ class Terms(NamedTuple):
     num_workers: int  # m
     false_alarms: float  # In a clean step, of all workers together.
     probation: int
-    own_level: int | None
     window: int
 
 
@@ -134,8 +128,6 @@ def first(terms: Terms, rule_state: Any) -> GuardState:
         strongest=numbers(m),
         probation=counts(),
         spread=numbers(),
-        levels=numbers(m),
-        spreads=numbers(m),
         tops=numbers(terms.window),
         owners=counts(terms.window) - 1,
         rule_state=rule_state,
@@ -149,12 +141,14 @@ def watched(
     there = geometry.finite
     present = jnp.ones_like(there) if geometry.present is None else geometry.present
     broken = present & ~there
+    # Where most rows are not finite that is the model's doing, and no worker's.
+    blamed = broken & (2 * jnp.sum(broken) < jnp.sum(present))
     trusted = there & ~state.suspected
     enough = jnp.sum(trusted) >= FEWEST
     compared = there & enough
     heights = _heights(geometry, trusted)
     spread = _spread(state, heights, trusted, enough)
-    positions, judged = _positions(terms, state, heights, spread, compared)
+    positions = heights / jnp.maximum(spread, _LEAST_SPREAD)
 
     top = jnp.argmax(jnp.where(trusted, positions, -jnp.inf)).astype(jnp.int32)
     farthest = _farthest_of_each(state, terms.num_workers)
@@ -163,7 +157,7 @@ def watched(
     outside = compared & is_outside & (positions > bars)
     place = state.step % terms.window
 
-    evidence = _evidence(state, positions, farthest, trusted, judged)
+    evidence = _evidence(state, positions, farthest, trusted, compared)
     strength = _strength(evidence)
     # Once suspected, less is asked for: as much as shows in a worker who is well, while
     # it is held, with a chance of a tenth.
@@ -172,7 +166,7 @@ def watched(
         np.float32(np.log1p(terms.probation / _LEAST_REPEATED)),
         np.float32(np.log1p(terms.num_workers / terms.false_alarms)),
     )
-    alarm = (judged & (strength >= needed)) | broken
+    alarm = (compared & (strength >= needed)) | blamed
     left = jnp.where(there, jnp.maximum(state.probation - 1, 0), state.probation)
     left = jnp.where(alarm, terms.probation, left)
     suspected = left > 0
@@ -200,8 +194,6 @@ def watched(
         tops=state.tops.at[place].set(jnp.where(enough, positions[top], 0)),
         owners=state.owners.at[place].set(jnp.where(enough, top, -1)),
     )
-    if terms.own_level is not None:
-        after = _learnt(terms.own_level, after, heights, trusted & enough)
     serves = is_outside | jnp.any(broken) | jnp.any(suspected & present)
     return serves, after
 
@@ -237,31 +229,6 @@ def _spread(state, heights, trusted, enough):
     return jnp.where(enough, state.spread + share * (now - state.spread), state.spread)
 
 
-def _positions(terms, state, heights, spread, compared):
-    """Positions z [m], and which of them there is evidence of."""
-    if terms.own_level is None:
-        return heights / jnp.maximum(spread, _LEAST_SPREAD), compared
-    own = jnp.maximum(np.float32(_MEAN_NORMAL) * state.spreads, _LEAST_SPREAD)
-    known = state.steps >= terms.own_level
-    positions = (heights - state.levels) / own
-    return jnp.where(compared & known, positions, 0), compared & known
-
-
-def _learnt(own_level, state, heights, known):
-    """With the workers' own levels moved towards this step's."""
-    share = 1 / jnp.clip(state.steps, 1, own_level).astype(jnp.float32)
-    gaps = heights - state.levels
-    # A single row far out says little of the usual ones.
-    reach = jnp.where(state.steps > own_level, 4 * state.spreads, jnp.inf)
-    gaps = jnp.clip(gaps, -reach, reach)
-    levels = state.levels + share * gaps
-    spreads = state.spreads + share * (jnp.abs(gaps) - state.spreads)
-    return state._replace(
-        levels=jnp.where(known, levels, state.levels),
-        spreads=jnp.where(known, spreads, state.spreads),
-    )
-
-
 def _farthest_of_each(state, m):
     """The largest position with which each worker led a remembered step, [m]."""
     counted = (state.owners[None, :] == np.arange(m, dtype=np.int32)[:, None]) & (
@@ -289,7 +256,7 @@ def _levels(state, farthest):
     return [jnp.maximum(level, _LEAST_OUTSIDE) for level in levels]
 
 
-def _evidence(state, positions, farthest, trusted, judged):
+def _evidence(state, positions, farthest, trusted, compared):
     """log(1 + e) of each bet after this step, [m, bets]."""
     levels = _levels(state, farthest)
     starts = [levels[x.level] if x.start is None else np.float32(x.start) for x in BETS]
@@ -299,7 +266,7 @@ def _evidence(state, positions, farthest, trusted, judged):
     exponents = slope * (side * positions[:, None] - jnp.stack(starts)[None, :])
     weights = 1 + jnp.exp(jnp.minimum(exponents, _LARGEST_EXPONENT))
     # One who is suspected is compared with those who are not.
-    among = (trusted & judged)[:, None]
+    among = (trusted & compared)[:, None]
     total = jnp.sum(jnp.where(among, weights, 0), axis=0)[None, :]
     total = total + jnp.where(among, 0, weights)
     count = jnp.sum(among) + jnp.where(among, 0, 1)
@@ -309,7 +276,7 @@ def _evidence(state, positions, farthest, trusted, judged):
     players = jnp.where(side > 0, count, count - unfair).astype(jnp.float32)
     factors = 1 - stake + stake * players * weights / total
     grown = jnp.logaddexp(0.0, jnp.log(factors) + state.evidence)
-    return jnp.where(judged[:, None], grown, state.evidence)
+    return jnp.where(compared[:, None], grown, state.evidence)
 
 
 def _strength(evidence):

@@ -17,7 +17,6 @@ def guard(
     *,
     false_alarms: float = 1e-6,
     probation: int = 1000,
-    own_level: int | None = None,
     window: int = 1024,
 ) -> Aggregator:
     r"""The mean while all is well, and an account of every worker that says so.
@@ -52,20 +51,18 @@ def guard(
     `rule` itself. No (f, κ)-robust rule: an attacker who hides among the honest is
     averaged like them. The mean's time and one geometry, O(dm²).
 
-    Sharp edges. Give it gradients, not the workers' momenta, whose past stays with
-    them; momentum of the mean, in the server, is the same. Workers whose data differ
-    do not change places: see `own_level`. A rule that remembers sees no step but those
-    it serves. Under `jax.vmap` both the mean and the rule are computed.
+    Sharp edges. *Momentum* belongs after the guard, in the server: the workers' own has
+    a past that stays with them, so that a row once far out is so for many steps.
+    *Workers whose data differ* do not change places, and one of them will be suspected.
+    Replicas that draw from all data do; those with shards of one shuffle nearly so. A
+    rule that remembers sees no step but those it serves. Under `jax.vmap` both the mean
+    and the rule are computed.
 
     Args:
       rule: what serves while a worker is under suspicion, such as `median()`.
       num_workers: m >= 3: of two rows nobody can tell the wrong one.
       false_alarms: expected number in a clean step, in (0, 1).
       probation: steps, at least 1.
-      own_level: None: workers are compared with each other. Else the steps over which
-        each one's own level and spread are learnt, and followed afterwards: for
-        workers whose data differ. It sees a change only, no worker who was wrong from
-        the start; and the rate of false alarms is no longer guaranteed.
       window: steps whose farthest positions are kept, at least 2.
 
     Returns:
@@ -102,13 +99,10 @@ def guard(
     )
     if not rate < 1:
         raise ValueError(f"{name} needs false_alarms < 1, got {false_alarms=}")
-    if own_level is not None:
-        own_level = checks.count(name, own_level=own_level, minimum=2)
     terms = account.Terms(
         num_workers=m,
         false_alarms=rate,
         probation=checks.count(name, probation=probation, minimum=1),
-        own_level=own_level,
         window=checks.count(name, window=window, minimum=2),
     )
     plain = mean()
