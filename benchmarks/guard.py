@@ -49,7 +49,7 @@ def digits(shards: str = "all") -> Task:
     rng = np.random.default_rng(0)
     makers = {
         "all": lambda: [np.arange(len(labels))] * M,
-        "iid": lambda: byzjax.partition.iid(len(labels), M, rng=rng),
+        "iid": lambda: byzjax.partition.iid(labels, M, rng=rng),
         "dirichlet": lambda: byzjax.partition.dirichlet(labels, M, alpha=1.0, rng=rng),
     }
     parts = makers[shards]()

@@ -77,16 +77,15 @@ def test_bets_are_fair():
     rule = guarded(m=5)
     state = run_of(5)
 
-    def factors(key):
-        row = jax.random.permutation(key, shared)
-        after = rule.update(row, state)[1]
+    def factors(key, rows):
+        after = rule.update(jax.random.permutation(key, rows), state)[1]
         return jnp.expm1(after.evidence) / jnp.exp(state.evidence)
 
+    of_many = jax.jit(jax.vmap(factors, (0, None)))
     for seed in range(3):
-        shared = batches(jax.random.key(seed), 5, 6, heavy=1.0)
-        every = np.asarray(
-            jax.jit(jax.vmap(factors))(jax.random.split(jax.random.key(9), 3000))
-        )
+        rows = batches(jax.random.key(seed), 5, 6, heavy=1.0)
+        keys = jax.random.split(jax.random.key(9), 3000)
+        every = np.asarray(of_many(keys, rows))
         means = every.mean(axis=0)
         slack = 4 * every.std(axis=0) / np.sqrt(len(every)) + 1e-5
         assert (means <= 1 + slack).all()
@@ -118,7 +117,8 @@ def test_a_clean_step_is_the_mean_bit_by_bit_and_few_are_not():
     assert (
         0 < (~same).sum() <= sum(1 / (1 + min(t, 64) * 7 / 8) for t in range(600)) * 2
     )
-    assert int(state.outside.sum()) == (~same).sum()
+    # Of two in one step both are counted.
+    assert state.outside.max() <= (~same).sum() <= state.outside.sum()
 
 
 # --- what it finds --------------------------------------------------------------------
