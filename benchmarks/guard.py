@@ -49,6 +49,7 @@ def digits(shards: str = "all") -> Task:
     rng = np.random.default_rng(0)
     makers = {
         "all": lambda: [np.arange(len(labels))] * M,
+        "epochs": lambda: [np.arange(len(labels))] * M,
         "iid": lambda: byzjax.partition.iid(labels, M, rng=rng),
         "dirichlet": lambda: byzjax.partition.dirichlet(labels, M, alpha=1.0, rng=rng),
     }
@@ -128,6 +129,15 @@ CORRUPTIONS: dict[str, tuple[Callable[[Any], byzjax.Attack], tuple[float, ...]]]
 }
 
 
+def of_epoch(key: jax.Array, step: jax.Array, n: int) -> jax.Array:
+    """Each step's images [m, b] of data that are shuffled anew in every epoch."""
+    steps_an_epoch = n // (M * BATCH)
+    epoch, within = step // steps_an_epoch, step % steps_an_epoch
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), n)
+    order = order[: steps_an_epoch * M * BATCH].reshape(steps_an_epoch, M, BATCH)
+    return order[within]
+
+
 class Options(NamedTuple):
     """How replicas are told apart in a run."""
 
@@ -167,8 +177,11 @@ def steps(
     def step(state, key):
         params, momenta, known = state
         draw, attack_key = jax.random.split(key)
-        drawn = jax.random.randint(draw, (M, BATCH), 0, task.counts[:, None])
-        index = jnp.take_along_axis(task.places, drawn, axis=1)
+        if options.shards == "epochs":
+            index = of_epoch(key_of_run, known.step, len(task.labels))
+        else:
+            drawn = jax.random.randint(draw, (M, BATCH), 0, task.counts[:, None])
+            index = jnp.take_along_axis(task.places, drawn, axis=1)
         rows = jax.vmap(jax.grad(loss_fn), (None, 0, 0))(
             params, task.images[index], task.labels[index]
         )
@@ -182,6 +195,7 @@ def steps(
         known: Any = after
         return (params, momenta, known), known.suspected
 
+    key_of_run = jax.random.fold_in(key, 0)
     return jax.lax.scan(step, state, jax.random.split(key, length))
 
 
@@ -229,10 +243,11 @@ def delays(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 CLEAN = {
-    "like batches": ALIKE,
-    "like batches, momentum 0.9 of the workers": Options(momentum=0.9),
-    "a shard each, of one shuffle": Options(shards="iid"),
-    "a shard each, of unlike data": Options(shards="dirichlet"),
+    "batches of all data": ALIKE,
+    "epochs of all data, shuffled between": Options(shards="epochs"),
+    "batches of all data, momentum 0.9 of the workers": Options(momentum=0.9),
+    "a shard each for good, of one shuffle": Options(shards="iid"),
+    "a shard each for good, of unlike data": Options(shards="dirichlet"),
 }
 
 

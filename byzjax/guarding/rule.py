@@ -53,8 +53,9 @@ def guard(
 
     Sharp edges. *Momentum* belongs after the guard, in the server: the workers' own has
     a past that stays with them, so that a row once far out is so for many steps.
-    *Workers whose data differ* do not change places, and one of them will be suspected.
-    Replicas that draw from all data do; those with shards of one shuffle nearly so. A
+    *Workers whose data differ* do
+    not change places, and one of them will be suspected; so will one that sees the same
+    shard again and again. Draw batches of all data, or shuffle between epochs. A
     rule that remembers sees no step but those it serves. Under `jax.vmap` both the mean
     and the rule are computed.
 
