@@ -120,12 +120,12 @@ CORRUPTIONS: dict[str, tuple[Callable[[Any], byzjax.Attack], tuple[float, ...]]]
         (0.1, 0.3, 0.5, 1.0, 3.0, 100.0),
     ),
     "scaled gradient": (scaled, (-1.0, 0.0, 0.5, 0.9, 1.1, 1.5, 2.0)),
-    "lane, bit 10 (a quarter)": (_lane(10), (1.0,)),
+    "lane, bit 10 (± a quarter)": (_lane(10), (1.0,)),
     "lane, sign": (_lane(0), (1.0,)),
-    "lane, bits 8 and 9 (twice)": (_lane(8, 9), (1.0,)),
-    "lane, bits 6 and 8 (32 times)": (_lane(6, 8), (1.0,)),
-    "lane, bit 4 (2^16 times)": (_lane(4), (1.0,)),
-    "lane, bits 2 and 3 (2^96 times)": (_lane(2, 3), (1.0,)),
+    "lane, bits 8 and 9 (factors up to 3)": (_lane(8, 9), (1.0,)),
+    "lane, bits 6 and 8 (factors of 8 and 32)": (_lane(6, 8), (1.0,)),
+    "lane, bit 4 (a factor of 2^16)": (_lane(4), (1.0,)),
+    "lane, bits 2 and 3 (factors of 2^32 and 2^96)": (_lane(2, 3), (1.0,)),
 }
 
 

@@ -117,12 +117,19 @@ def draw(records: Records, path: pathlib.Path) -> None:
         for y, kind in enumerate(kinds):
             for r in others:
                 if (r["corruption"], r["size"], r["frequency"]) == (*kind, p):
-                    right.plot(min(middle(r), 1.6 * most), y, "o", color=color)
+                    place = y + 0.22 * list(_COLORS).index(p) - 0.22
+                    right.plot(min(middle(r), 1.6 * most), place, "o", color=color)
     left.set(xscale="log", yscale="log", xlabel="noise, in lengths of the gradient")
     left.set_ylabel("steps until it is named, median")
     left.axhline(1.25 * most, color="black", lw=0.8, ls=":")
     left.text(100, 1.3 * most, f"not in {most} steps", ha="right", va="bottom", size=9)
-    left.legend(frameon=False, title="it computes wrongly in")
+    left.legend(
+        frameon=False,
+        title="it computes wrongly in",
+        loc="upper left",
+        bbox_to_anchor=(0, 0.75),
+        fontsize=9,
+    )
     right.set(xscale="log", xlabel="steps until it is named, median")
     right.axvline(1.25 * most, color="black", lw=0.8, ls=":")
     labels = [
