@@ -123,12 +123,11 @@ def draw(records: Records, path: pathlib.Path) -> None:
     left.set_ylabel("steps until it is named, median")
     left.axhline(1.25 * most, color="black", lw=0.8, ls=":")
     left.text(100, 1.3 * most, f"not in {most} steps", ha="right", va="bottom", size=9)
-    left.legend(
-        frameon=False,
+    right.legend(
+        *left.get_legend_handles_labels(),
         title="it computes wrongly in",
-        loc="upper left",
-        bbox_to_anchor=(0, 0.75),
-        fontsize=9,
+        loc="center",
+        bbox_to_anchor=(0.45, 0.34),
     )
     right.set(xscale="log", xlabel="steps until it is named, median")
     right.axvline(1.25 * most, color="black", lw=0.8, ls=":")
