@@ -50,6 +50,13 @@ from byzjax.aggregators.smea import smea
 from byzjax.aggregators.trimmed_mean import trimmed_mean
 from byzjax.attack import Attack
 from byzjax.base import Aggregator
+from byzjax.guarding import (
+    GuardReport,
+    GuardState,
+    WorkerReport,
+    guard,
+    guard_report,
+)
 from byzjax.robustness import influence
 from byzjax.stacking import stack
 from byzjax.training import Metrics, Trainer, TrainState, WorkerMetrics, trainer
@@ -70,10 +77,13 @@ __all__ = [
     "CenteredClippingState",
     "ClippedClusteringState",
     "FoolsGoldState",
+    "GuardReport",
+    "GuardState",
     "Metrics",
     "TrainState",
     "Trainer",
     "WorkerMetrics",
+    "WorkerReport",
     "aksel",
     "anytime",
     "arc",
@@ -94,6 +104,8 @@ __all__ = [
     "fltrust",
     "foolsgold",
     "geometric_median",
+    "guard",
+    "guard_report",
     "influence",
     "krum",
     "layers",

@@ -189,3 +189,16 @@ def mimic_warmup(steps, z, warmup):
             worker = int(np.argmax(honest @ z))
         chosen.append(worker)
     return chosen
+
+
+def bit_flips(honest, own, *, bits, period, offset, how="flip"):
+    """Of float32, from the text of their 32 bits."""
+    out = own.astype(np.float32)
+    for row in out:
+        for j in range(offset, len(row), period):
+            text = list(f"{row[j : j + 1].view(np.uint32)[0]:032b}")
+            for bit in bits:
+                other = "0" if text[bit] == "1" else "1"
+                text[bit] = {"flip": other, "one": "1", "zero": "0"}[how]
+            row[j : j + 1].view(np.uint32)[0] = int("".join(text), 2)
+    return out

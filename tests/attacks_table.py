@@ -138,6 +138,21 @@ TABLE = [
         ),
     ),
     Row("adaptive", of(attacks.adaptive, TRIMMED, num_steps=5)),
+    *(
+        Row(
+            f"bit_flips {how}",
+            of(attacks.bit_flips, (0, 6, 8), period=5, offset=3, how=how),
+            of(oracle.bit_flips, bits=(0, 6, 8), period=5, offset=3, how=how),
+            needs_own=True,
+        )
+        for how in ("flip", "one", "zero")
+    ),
+    Row(
+        "intermittent",
+        lambda **f: attacks.intermittent(attacks.ipm(), 0.5, **f),
+        draws=True,
+        needs_own=True,
+    ),
 ]
 
 

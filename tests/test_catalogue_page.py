@@ -6,7 +6,8 @@ import byzjax
 from tests import catalogue_page, rules
 
 NO_RULES = {
-    *("anytime", "authors_beta", "authors_mixing", "cap_weights", "influence"),
+    *("anytime", "authors_beta", "authors_mixing", "cap_weights", "guard"),
+    *("guard_report", "influence"),
     *(
         "momentum",
         "mu2sgd",

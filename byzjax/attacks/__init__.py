@@ -8,10 +8,12 @@ stack.
 from byzjax.attacks.adaptive import adaptive
 from byzjax.attacks.alie import alie
 from byzjax.attacks.anti_cge import anti_cge
+from byzjax.attacks.bit_flips import bit_flips
 from byzjax.attacks.constant import constant, infinity, nan
 from byzjax.attacks.fang import fang
 from byzjax.attacks.free_rider import FreeRiderState, free_rider
 from byzjax.attacks.gaussian import gaussian
+from byzjax.attacks.intermittent import intermittent
 from byzjax.attacks.ipm import ipm
 from byzjax.attacks.mimic import MimicState, mimic
 from byzjax.attacks.min_max import min_max
@@ -31,11 +33,13 @@ __all__ = [
     "adaptive",
     "alie",
     "anti_cge",
+    "bit_flips",
     "constant",
     "fang",
     "free_rider",
     "gaussian",
     "infinity",
+    "intermittent",
     "ipm",
     "mimic",
     "min_max",

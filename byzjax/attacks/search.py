@@ -86,5 +86,11 @@ def check(
         raise TypeError(
             f"{name} needs a byzjax.Aggregator as its aggregator, got {aggregator!r}"
         )
-    if attack is not None and not isinstance(attack, Attack):
+    if attack is not None:
+        check_attack(name, attack, what)
+
+
+def check_attack(name: str, attack: object, what: str) -> None:
+    """Says so when an attack is none."""
+    if not isinstance(attack, Attack):
         raise TypeError(f"{name} needs a byzjax.Attack as its {what}, got {attack!r}")

@@ -81,5 +81,6 @@ ATTACKS = {
         *("sign_flip", "scaled_sign_flip", "alie", "ipm", "mimic", "min_max"),
         *("min_sum", "small_perturbation", "anti_cge", "fang", "rop", "gaussian"),
         *("constant", "random_garbage", "free_rider", "infinity", "nan"),
+        *("bit_flips", "intermittent"),
     )
 }

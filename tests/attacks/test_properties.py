@@ -106,7 +106,7 @@ def test_tree_equals_ravelled_matrix(row):
 
 
 # What they send is partly of a size of its own.
-OF_THEIR_OWN = ("gaussian", "constant", "random", "small", "rop", "fang krum")
+OF_THEIR_OWN = ("gaussian", "constant", "random", "small", "rop", "fang krum", "bit")
 
 
 @where(lambda row: not row.name.startswith(OF_THEIR_OWN))
@@ -163,6 +163,7 @@ STRENGTHS = {
     "rop angle": lambda angle: attacks.rop(angle=angle),
     "fang": lambda spread: attacks.fang("trimmed_mean", spread=spread + 1.1),
     "optimized": lambda s: attacks.optimized(attacks.ipm, TRIMMED, start=s),
+    "intermittent": lambda s: attacks.intermittent(attacks.ipm(), s / 2),
     "adaptive": lambda s: attacks.adaptive(TRIMMED, step=s + 0.1, num_steps=3),
 }
 
@@ -225,6 +226,16 @@ def test_short_floats_get_what_float32_rounds_to(name, dtype):
         (lambda: attacks.adaptive(TRIMMED, start=TRIMMED), TypeError, "Attack"),
         (lambda: attacks.adaptive(TRIMMED, num_steps=0), ValueError, "num_steps=0"),
         (lambda: attacks.optimized(attacks.ipm(), TRIMMED), TypeError, "function"),
+        (lambda: attacks.bit_flips(()), ValueError, r"bits=\(\)"),
+        (lambda: attacks.bit_flips(64), ValueError, "bits=64"),
+        (lambda: attacks.bit_flips(-1), ValueError, "bits=-1"),
+        (lambda: attacks.bit_flips(1.0), TypeError, "bits"),
+        (lambda: attacks.bit_flips(period=0), ValueError, "period=0"),
+        (lambda: attacks.bit_flips(period=4, offset=4), ValueError, "offset=4"),
+        (lambda: attacks.bit_flips(how="stuck"), ValueError, "how='stuck'"),
+        (lambda: attacks.intermittent(TRIMMED, 0.5), TypeError, "Attack"),
+        (lambda: attacks.intermittent(attacks.ipm(), 1.5), ValueError, "=1.5"),
+        (lambda: attacks.intermittent(attacks.ipm(), -0.5), ValueError, "=-0.5"),
         (lambda: attacks.optimized(lambda s: TRIMMED, TRIMMED), TypeError, "Attack"),
         (lambda: attacks.optimized(attacks.ipm, None), TypeError, "Aggregator"),
         (
@@ -250,6 +261,7 @@ def test_bad_hyper_parameters_are_refused(make, error, match):
         (attacks.mimic(3), 4, 1, "worker=3 and 3 honest workers"),
         (attacks.small_perturbation(coordinate=2), 4, 1, "coordinate=2"),
         (attacks.anti_cge(), 4, 2, "num_workers=4 and num_byzantine=2"),
+        (attacks.bit_flips(32), 4, 1, "bits < 32 for float32, got 32"),
         (attacks.fang("krum"), 6, 2, "num_workers=6 and num_byzantine=2"),
     ],
 )

@@ -270,3 +270,61 @@ def test_attacks_with_state_in_the_trainer():
         for key in jax.random.split(KEY, 3):
             state, metrics = jax.jit(trainer.step)(state, batches, key)
         assert jnp.isfinite(metrics.loss)
+
+
+# --- broken hardware ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_bits_are_counted_from_the_front_of_any_float(dtype):
+    """Bit 0 is the sign of every width, and bit 1 makes 1.0 the largest power, inf."""
+    with jax.enable_x64(True):
+        rows = jnp.ones((3, 7), dtype)
+        sign = attacks.bit_flips(0, period=3, offset=2).apply(rows, num_byzantine=1)
+        high = attacks.bit_flips(1, period=7).apply(rows, num_byzantine=1)
+        last = attacks.bit_flips(rows.dtype.itemsize * 8 - 1, period=1)
+        last = last.apply(rows, num_byzantine=1)[-1]
+        assert sign.dtype == high.dtype == last.dtype == rows.dtype
+        assert sign[-1].tolist() == [1, 1, -1, 1, 1, -1, 1]
+        assert bool(jnp.isinf(high[-1, 0])) and bool((high[-1, 1:] == 1).all())
+        assert bool((last == 1 + jnp.finfo(rows.dtype).eps).all())
+
+
+def test_a_lane_is_stuck_in_the_same_place_whatever_the_leaves():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 40)), jnp.float32)
+    attack = attacks.bit_flips((1, 4), period=7, offset=5)
+    tree = {"a": x[:, :9], "b": (x[:, 9:10], x[:, 10:].reshape(3, 5, 6))}
+    whole = attack.apply(x, num_byzantine=1)
+    parts = jax.tree.leaves(attack.apply(tree, num_byzantine=1))
+    parts = np.concatenate([np.asarray(p).reshape(3, -1) for p in parts], axis=1)
+    assert parts.tobytes() == np.asarray(whole).tobytes()
+    wrong = np.flatnonzero(np.asarray(whole)[-1] != np.asarray(x)[-1])
+    assert wrong.tolist() == [5, 12, 19, 26, 33]
+
+
+def test_now_and_then_is_as_often_as_said_for_each_worker_by_itself():
+    attack = attacks.intermittent(attacks.constant(9.0), 0.2)
+    rows = jnp.ones((5, 2))
+
+    def sent(key):
+        return attack.apply(rows, num_byzantine=3, key=key)
+
+    out = np.asarray(jax.jit(jax.vmap(sent))(jax.random.split(jax.random.key(5), 4000)))
+    assert (out[:, :2] == 1).all()
+    bad = out[:, 2:] == 9
+    assert (bad | (out[:, 2:] == 1)).all()
+    bad = bad.all(axis=2)
+    np.testing.assert_allclose(bad.mean(0), 0.2, atol=0.025)
+    assert abs(np.corrcoef(bad.T)[0, 1]) < 0.06
+
+
+def test_never_and_always():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)), jnp.float32)
+    made = {p: attacks.intermittent(attacks.ipm(), p) for p in (0, 1)}
+    key = jax.random.key(0)
+    never, always = (made[p].apply(x, num_byzantine=2, key=key) for p in (0, 1))
+    assert never.tobytes() == x.tobytes()
+    assert always.tobytes() == attacks.ipm().apply(x, num_byzantine=2).tobytes()
+    # f of the inner attack is that of the whole.
+    inner = attacks.intermittent(attacks.ipm(num_byzantine=2), 1.0)
+    assert inner.apply(x, key=key).tobytes() == always.tobytes()

@@ -1,0 +1,363 @@
+"""The guard: what it promises of clean runs, what it finds, and that it never harms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import byzjax
+from byzjax import attacks
+
+M, D = 8, 48
+
+
+def guarded(rule=None, m=M, **options):
+    return byzjax.guard(rule or byzjax.median(), m, **options)
+
+
+def batches(key, m=M, d=D, heavy=0.0):
+    """Rows of replicas: a common gradient and each one's noise, of a random size."""
+    noise, size = jax.random.split(key)
+    scale = jnp.exp(heavy * jax.random.normal(size, (m, 1)))
+    return 0.3 + jax.random.normal(noise, (m, d)) * scale
+
+
+def run(rule, rows, keys):
+    """A run of steps: the last state, and what each step returned."""
+
+    def step(state, key):
+        out, state = rule.update(rows(key, state.step), state)
+        return state, (out, state.suspected, state.strongest)
+
+    return jax.lax.scan(step, rule.init(jnp.zeros(D)), keys)
+
+
+def run_on(rule, stacks):
+    """The same on stacks that are made: what is fused with a draw rounds otherwise."""
+
+    def over(stacks):
+        return run(rule, lambda stack, step: stack, stacks)
+
+    return jax.jit(over)(stacks)
+
+
+@functools.cache
+def clean_runs():
+    """Final states and histories of clean runs at a high rate of false alarms."""
+    rule = guarded(m=5, false_alarms=1e-3, probation=10, window=32)
+
+    def one(key):
+        def step(state, key):
+            heavy = jnp.where(state.step % 2 == 0, 0.0, 1.0)  # Not alike over time.
+            _, state = rule.update(batches(key, 5, 6, heavy), state)
+            return state, state.evidence
+
+        start = rule.init(jnp.zeros(6))
+        return jax.lax.scan(step, start, jax.random.split(key, 400))[0]
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 100))
+
+
+# --- what it promises -----------------------------------------------------------------
+
+
+def test_false_alarms_are_as_rare_as_stated():
+    """At most 400 · 10⁻³ expected in a run, of heavy tails that come and go."""
+    alarms = np.asarray(clean_runs().alarms).sum(axis=1)
+    bound = 400 * 1e-3
+    assert (alarms > 0).any()
+    assert alarms.mean() <= bound + 3 * alarms.std() / np.sqrt(len(alarms))
+
+
+def test_bets_are_fair():
+    """Of rows that change places the factors of each bet have mean one, or less."""
+    rule = guarded(m=5)
+    state = run_of(5)
+
+    def factors(key, rows):
+        after = rule.update(jax.random.permutation(key, rows), state)[1]
+        return jnp.expm1(after.evidence) / jnp.exp(state.evidence)
+
+    of_many = jax.jit(jax.vmap(factors, (0, None)))
+    for seed in range(3):
+        rows = batches(jax.random.key(seed), 5, 6, heavy=1.0)
+        keys = jax.random.split(jax.random.key(9), 3000)
+        every = np.asarray(of_many(keys, rows))
+        means = every.mean(axis=0)
+        slack = 4 * every.std(axis=0) / np.sqrt(len(every)) + 1e-5
+        assert (means <= 1 + slack).all()
+        upwards = means[:, :-2]  # Those for near rows allow for some who are far out.
+        assert (upwards >= 1 - slack[:, :-2]).all()
+
+
+@functools.cache
+def run_of(m):
+    rule = guarded(m=m)
+
+    def step(state, key):
+        return rule.update(batches(key, m, 6), state)[1], None
+
+    keys = jax.random.split(jax.random.key(4), 50)
+    return jax.jit(lambda: jax.lax.scan(step, rule.init(jnp.zeros(6)), keys))()[0]
+
+
+def test_a_clean_step_is_the_mean_bit_by_bit_and_few_are_not():
+    rule = guarded(window=64)
+    stacks = jax.vmap(batches)(jax.random.split(jax.random.key(1), 600))
+    state, (out, suspected, _) = run_on(rule, stacks)
+    assert not bool(suspected.any())
+    means = jax.jit(lambda x: jax.lax.map(byzjax.mean().aggregate, x))(stacks)
+    medians = jax.jit(lambda x: jax.lax.map(byzjax.median().aggregate, x))(stacks)
+    same = np.asarray((out == means).all(axis=1))
+    assert (same | np.asarray((out == medians).all(axis=1))).all()
+    # At most one in as many as are remembered of others, 56, but for the first ones.
+    assert (
+        0 < (~same).sum() <= sum(1 / (1 + min(t, 64) * 7 / 8) for t in range(600)) * 2
+    )
+    # Of two in one step both are counted.
+    assert state.outside.max() <= (~same).sum() <= state.outside.sum()
+
+
+# --- what it finds --------------------------------------------------------------------
+
+FOUND_WITHIN = {
+    # What worker 5 sends, from step 100 on; and how many steps of it go unseen.
+    "sign flip": (lambda x, key: -x, 60),
+    "twice": (lambda x, key: 2 * x, 12),
+    "half": (lambda x, key: x / 2, 15),
+    "zeros": (lambda x, key: 0 * x, 15),
+    "noise": (lambda x, key: x + jax.random.normal(key, x.shape), 15),
+    "stuck lane": (lambda x, key: x.at[::16].multiply(32.0), 12),
+    "one huge number": (lambda x, key: x.at[7].set(1e30), 12),
+    "now and then": (
+        lambda x, key: jnp.where(jax.random.uniform(key) < 0.05, 100 * x, x),
+        400,
+    ),
+    "not a number": (lambda x, key: x.at[3].set(jnp.nan), 1),
+    "infinite": (lambda x, key: x.at[3].set(jnp.inf), 1),
+}
+
+
+@functools.cache
+def found():
+    """Of every corruption: the verdicts, and the aggregates, over 600 steps."""
+    rule = guarded()
+
+    def one(which, key):
+        def rows(key, step):
+            x = batches(key)
+            fault = jax.random.fold_in(key, 1)
+            bad = jax.lax.switch(
+                which, [f for f, _ in FOUND_WITHIN.values()], x[5], fault
+            )
+            return x.at[5].set(jnp.where(step >= 100, bad, x[5]))
+
+        return run(rule, rows, jax.random.split(key, 600))
+
+    def of_each(which):
+        return jax.lax.map(
+            lambda key: one(which, key), jax.random.split(jax.random.key(2), 3)
+        )
+
+    return jax.jit(lambda: jax.lax.map(of_each, jnp.arange(len(FOUND_WITHIN))))()
+
+
+@pytest.mark.parametrize("name", FOUND_WITHIN)
+def test_the_worker_who_computes_wrongly_is_named_and_no_other(name):
+    at = list(FOUND_WITHIN).index(name)
+    state, (out, suspected, _) = jax.tree.map(lambda x: np.asarray(x[at]), found())
+    assert not suspected[:, :100].any()
+    assert not np.delete(suspected, 5, axis=2).any()
+    delays = 1 + suspected[:, 100:, 5].argmax(axis=1)
+    assert suspected[:, 100:, 5].any(axis=1).all()
+    assert delays.max() <= FOUND_WITHIN[name][1]
+    assert suspected[:, -1, 5].all()
+    # Never harmed: by what is not finite, nor by what is gross, from its first step on.
+    assert np.abs(out).max() < 3
+    for leaf in jax.tree.leaves(state):
+        assert np.isfinite(np.asarray(leaf, float)).all()
+
+
+def test_a_worker_who_is_well_again_is_let_go():
+    rule = guarded(probation=50)
+
+    def rows(key, step):
+        x = batches(key)
+        return x.at[2].multiply(jnp.where((step >= 20) & (step < 100), 4.0, 1.0))
+
+    keys = jax.random.split(jax.random.key(3), 200)
+    state, (out, suspected, _) = jax.jit(functools.partial(run, rule, rows))(keys)
+    assert bool(suspected[40:140, 2].all())
+    assert not bool(suspected[-40:].any())
+    assert int(state.alarms[2]) >= 2 and int(state.since[2]) < 120
+    means = jax.vmap(lambda k: batches(k).mean(0))(keys[-40:])
+    np.testing.assert_allclose(out[-40:], means, atol=1e-6)
+
+
+def test_two_of_eight_are_both_named():
+    def rows(key, step):
+        return batches(key).at[jnp.array([1, 6])].multiply(3.0)
+
+    keys = jax.random.split(jax.random.key(3), 60)
+    state, _ = jax.jit(functools.partial(run, guarded(), rows))(keys)
+    assert np.flatnonzero(state.suspected).tolist() == [1, 6]
+
+
+def test_replicas_that_are_equal_bit_by_bit():
+    """Of the same batch: who differs in a last place is who is wrong."""
+    stacks = np.array(jax.vmap(batches)(jax.random.split(jax.random.key(3), 50)))
+    stacks[:] = stacks[:, :1]
+    stacks[30:, 4, 9] *= 1 + 2.0**-20
+    state, (_, suspected, strongest) = run_on(guarded(), jnp.asarray(stacks))
+    assert float(strongest[29].max()) < 6
+    assert np.flatnonzero(state.suspected).tolist() == [4]
+    assert int(jnp.argmax(suspected[:, 4])) <= 42
+
+
+def test_rows_of_which_most_are_not_finite_are_nobodys_fault():
+    """As of a loss scale that is too large: no worker is named, and it passes."""
+    rule = guarded()
+    update, state = jax.jit(rule.update), rule.init(jnp.zeros(D))
+    for step in range(3):
+        x = batches(jax.random.key(step))
+        out, state = update(x.at[:4].set(jnp.inf) if step == 1 else x, state)
+    assert state.broken.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert not bool(state.suspected.any())
+    np.testing.assert_allclose(out, x.mean(axis=0), atol=1e-6)
+
+
+# --- as a link ------------------------------------------------------------------------
+
+
+def test_absence_is_no_evidence():
+    rule = guarded()
+    state = rule.init(jnp.zeros(D))
+    update = jax.jit(rule.update)
+    present = jnp.arange(M) != 3
+    for seed in range(12):
+        x = batches(jax.random.key(seed)).at[3].set(jnp.nan)
+        out, state = update(x, state, present=present)
+        np.testing.assert_allclose(out, np.delete(x, 3, axis=0).mean(0), atol=1e-6)
+    assert not bool(state.suspected.any())
+    assert state.steps.tolist() == [12, 12, 12, 0, 12, 12, 12, 12]
+    assert float(state.evidence[3].max()) == 0 == int(state.broken[3])
+    # One under suspicion who is not there is no reason to give up the mean.
+    _, state = update(x, state, present=jnp.ones(M, bool))
+    assert bool(state.suspected[3])
+    x = batches(jax.random.key(1))
+    for there, wanted in ((present, jnp.delete(x, 3, axis=0).mean(0)), (None, None)):
+        out, after = update(x, state, present=there)
+        wanted = jnp.median(x, axis=0) if wanted is None else wanted
+        np.testing.assert_allclose(out, wanted, atol=1e-6)
+    assert int(after.probation[3]) == int(state.probation[3]) - 1
+
+
+def test_jit_is_eager_with_one_trace_and_a_tree_its_matrix():
+    traces = []
+    rule = guarded(byzjax.nnm(byzjax.median(), 2))
+
+    def update(x, state):
+        traces.append(None)
+        return rule.update(x, state)
+
+    compiled = jax.jit(update)
+    states = [rule.init(jnp.zeros(D))] * 3
+    for seed in range(4):
+        x = batches(jax.random.key(seed)).at[2].multiply(5.0 if seed == 3 else 1.0)
+        tree = {"a": x[:, :8].reshape(M, 2, 4), "b": (x[:, 8], x[:, 9:])}
+        one, states[0] = compiled(x, states[0])
+        two, states[1] = rule.update(x, states[1])
+        three, states[2] = rule.update(tree, states[2])
+        np.testing.assert_allclose(one, two, atol=1e-6)
+        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(three)]
+        np.testing.assert_allclose(np.concatenate(leaves), one, atol=1e-6)
+    assert len(traces) == 1
+    for leaves in zip(*map(jax.tree.leaves, states), strict=True):
+        for leaf in leaves[1:]:
+            np.testing.assert_allclose(leaf, leaves[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_every_width_with_x64(dtype):
+    with jax.enable_x64(True):
+        rule = guarded(byzjax.centered_clipping(1.0))
+        rows = jnp.ones((M, 3), dtype)
+        state = rule.init(rows[0])
+        out, after = jax.eval_shape(rule.update, rows, state)
+    assert (out.shape, out.dtype) == ((3,), dtype)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_in_a_trainer_with_an_attack_of_its_own():
+    """Broken hardware while a model is trained; the report names its worker."""
+    target = jax.random.normal(jax.random.key(0), (20,))
+
+    def loss_fn(params, batch):
+        return jnp.mean((batch @ (params - target)) ** 2)
+
+    layout = byzjax.sharding.Layout(jax.make_mesh((1,), ("workers",)))
+    trainer = byzjax.trainer(
+        loss_fn,
+        attack=attacks.intermittent(attacks.bit_flips(5, period=7), 0.5),
+        aggregator=guarded(),
+        server=optax.sgd(0.02),
+        num_workers=M,
+        num_byzantine=1,
+        layout=layout,
+    )
+    state = trainer.init(jnp.zeros(20))
+
+    def step(state, key):
+        batches = jax.random.normal(key, (M, 8, 20))
+        return trainer.step(state, batches, key)[0], None
+
+    keys = jax.random.split(jax.random.key(1), 150)
+    for key in keys[:60]:
+        state, _ = jitted(step)(state, key)
+    report = byzjax.guard_report(state, layout)
+    assert [worker.worker for worker in report.suspects] == [M - 1]
+    assert report.step == 60 and report.suspects[0].process == 0
+    assert report.suspects[0].devices == (str(jax.devices()[0]),)
+    assert report.suspects[0].once_in >= 1e6
+    assert "suspected since step" in str(report).splitlines()[1 + M]
+    assert float(jnp.abs(state.params - target).max()) < 1
+
+
+@functools.cache
+def jitted(function):
+    return jax.jit(function)
+
+
+def test_bad_arguments_are_refused():
+    median = byzjax.median()
+    for make, error, match in (
+        (lambda: byzjax.guard("median", 8), TypeError, "aggregator"),
+        (lambda: byzjax.guard(median, 2), ValueError, "num_workers >= 3"),
+        (lambda: byzjax.guard(median, 8, false_alarms=0), ValueError, "false_alarms"),
+        (lambda: byzjax.guard(median, 8, false_alarms=1), ValueError, "< 1"),
+        (lambda: byzjax.guard(median, 8, probation=0), ValueError, "probation=0"),
+        (lambda: byzjax.guard(median, 8, window=1), ValueError, "window=1"),
+        (lambda: guarded().aggregate(jnp.ones((7, 2))), ValueError, "got 7 and"),
+        (
+            lambda: guarded().aggregate(jnp.ones((M, 2)), weights=jnp.ones(M)),
+            ValueError,
+            "guard has no weighted form",
+        ),
+        (
+            lambda: guarded(byzjax.krum(3)).aggregate(jnp.ones((M, 2))),
+            ValueError,
+            "krum needs num_workers",
+        ),
+        (lambda: byzjax.guard_report(()), ValueError, "got 0 in a tuple"),
+        (
+            lambda: byzjax.guard_report(guarded().init(jnp.ones(2)), "mesh"),
+            TypeError,
+            "Layout",
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            make()
