@@ -72,7 +72,7 @@ def measured(
         rule = byzjax.sharding.aggregate(RULES[name], layout)
         run = functools.partial(rule.aggregate, key=jax.random.key(0))
         yield counted(name, devices, run, stack)
-    plain = {"aggregator": RULES["median"]}
+    plain: dict[str, Any] = {"aggregator": RULES["median"]}
     forged = {
         "worker": byzjax.momentum(0.9),
         "attack": byzjax.attacks.sign_flip(),

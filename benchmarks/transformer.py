@@ -12,6 +12,7 @@ devices that share cores, times say what the work costs and nothing of a network
 
 import argparse
 import functools
+import importlib.resources
 import os
 import pathlib
 import statistics
@@ -91,7 +92,7 @@ class Transformer(nn.Module):
 
 def corpus() -> tuple[np.ndarray, np.ndarray]:
     """Bytes of byzjax's modules: what is learned from, and what is held out."""
-    folder = pathlib.Path(byzjax.__file__).parent
+    folder = pathlib.Path(str(importlib.resources.files("byzjax")))
     files = sorted(folder.rglob("*.py"))
     text = b"\n".join(file.read_bytes() for file in files)
     data = np.frombuffer(text, np.uint8).astype(np.int32)
