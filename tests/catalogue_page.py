@@ -8,10 +8,11 @@ import inspect
 import pathlib
 
 import byzjax
+from byzjax import catalogue
 from tests import rules
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "catalogue.md"
-META = {"arc", "bucketing", "clipping", "ctma", "nnm"}
+META = {entry.name for entry in catalogue.meta_rules()}
 
 HEAD = """# The catalogue
 
