@@ -173,9 +173,9 @@ def train(arguments: argparse.Namespace) -> None:
         f"{demo.BATCH_SIZE}. Test accuracy:\n"
     )
     names = [repr(rule) for rule in demo.rules()]
-    print("  ".join(["step", *(f"{name:>14}" for name in names)]), flush=True)
+    print("  ".join(["step", *(f"{name:>16}" for name in names)]), flush=True)
     for found in demo.run(attack, arguments.steps, rows):
-        cells = [f"{found.step:>4}", *(f"{x:>14.2f}" for x in found.accuracy)]
+        cells = [f"{found.step:>4}", *(f"{x:>16.2f}" for x in found.accuracy)]
         print("  ".join(cells), flush=True)
     print("\nTry another: byzjax demo --attack sign_flip, or one of byzjax attacks.")
 

@@ -59,6 +59,18 @@ def attacks() -> list[Entry]:
     return _entries(byzjax.attacks, byzjax.Attack, "attacks.")
 
 
+def reference_of(factory: Callable[..., Any]) -> str:
+    """Who published it where, as its docstring says, in one line.
+
+    Example:
+      >>> import byzjax
+      >>> from byzjax import catalogue
+      >>> print(catalogue.reference_of(byzjax.median)[:39])
+      Yin, Chen, Ramchandran, Bartlett: Byzan
+    """
+    return _section(inspect.getdoc(factory) or "", "Reference:")
+
+
 def _aggregators() -> list[Entry]:
     made = _entries(byzjax, byzjax.Aggregator)
     return [x for x in made if _written_in(x.factory).startswith(_RULES)]
@@ -84,7 +96,7 @@ def _entry(name: str, factory: Any, signature: inspect.Signature) -> Entry:
         factory=factory,
         summary=text.partition("\n")[0],
         parameters=str(inspect.Signature(bare))[1:-1],
-        reference=_section(text, "Reference:"),
+        reference=reference_of(factory),
     )
 
 
