@@ -78,6 +78,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "home_page_in_toc": True,
     "navigation_with_keys": False,
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,

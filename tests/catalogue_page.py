@@ -25,10 +25,11 @@ and `byzjax attacks`. What is strong against what, as far as it was measured, is
 page [how to choose](choosing.md).
 
 m workers of which f are Byzantine, d coordinates. *Breakdown* is the largest share of
-Byzantine workers under which the output stays bounded. *Poison-proof* rules are
-unharmed by up to f rows of NaN, ±Inf or values near the float limit: such rows have
-weight 0. *Weighted* rules take `weights` `[m]` (sample counts, staleness, trust); the
-others refuse them by name. *Draws* needs a `key`, *remembers* carries a state.
+Byzantine workers under which the output stays bounded. All rules but the mean are
+*poison-proof*: unharmed by up to f rows of NaN, ±Inf or values near the float limit;
+such rows have weight 0. *Weighted* rules take `weights` `[m]` (sample counts, staleness,
+trust); the others refuse them by name. *Draws* needs a `key`, *remembers* carries a
+state.
 """
 
 COLUMNS = (
@@ -38,9 +39,7 @@ COLUMNS = (
     "constraint",
     "breakdown",
     "cost",
-    "poison-proof",
-    "weighted",
-    "",
+    "notes",
 )
 
 
@@ -90,7 +89,12 @@ def rule_row(rule):
         paper += f" ([{rule.arxiv}](https://arxiv.org/abs/{rule.arxiv}))"
     notes = [
         note
-        for note, holds in (("draws", rule.random), ("remembers", rule.stateful))
+        for note, holds in (
+            ("**not poison-proof**", not rule.poison_proof),
+            ("weighted", rule.weighted),
+            ("draws", rule.random),
+            ("remembers", rule.stateful),
+        )
         if holds
     ]
     return (
@@ -100,8 +104,6 @@ def rule_row(rule):
         rule.constraint,
         rule.breakdown,
         rule.cost,
-        "yes" if rule.poison_proof else "no",
-        "yes" if rule.weighted else "",
         ", ".join(notes),
     )
 
@@ -143,8 +145,8 @@ def page():
             "## Meta-rules, shown over one base\n",
             table(COLUMNS, map(rule_row, wrappers)),
             "## Attacks, in `byzjax.attacks`\n",
-            "Each takes `num_byzantine` as well, for use as a link of a chain; a trainer "
-            "passes its own.\n",
+            "Each takes `num_byzantine` as well, for use as a link of a chain; a "
+            "trainer passes its own.\n",
             table(
                 ("attack", "what it does", "arguments", "paper"),
                 map(attack_row, catalogue.attacks()),
