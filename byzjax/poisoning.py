@@ -127,7 +127,8 @@ def backdoor(
 
     Args:
       pattern: the trigger, of the shape of one input, `[height, width, channels]`, or
-        one that broadcasts to it. Integer inputs need an integer pattern in their range.
+        one that broadcasts to it. Integer inputs need an integer pattern in their
+        range.
       target: class to be answered, at least 0.
       mask: boolean, broadcasting like pattern: where to stamp. None for the nonzero
         entries of the pattern.

@@ -60,7 +60,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Reference", "notes"), ("References", "notes")]
+napoleon_custom_sections = ["Reference"]
 python_display_short_literal_types = True
 nitpicky = True
 # Names of other projects, whose inventories would have to be fetched.
@@ -79,6 +79,13 @@ html_theme_options = {
     "home_page_in_toc": True,
     "navigation_with_keys": False,
     "navbar_persistent": [],
+    # Pages of wide tables have the whole width.
+    "secondary_sidebar_items": {
+        "**": ["page-toc"],
+        "benchmarks/README": [],
+        "docs/catalogue": [],
+        "docs/comparison": [],
+    },
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,

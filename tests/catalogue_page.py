@@ -27,9 +27,9 @@ page [how to choose](choosing.md).
 m workers of which f are Byzantine, d coordinates. *Breakdown* is the largest share of
 Byzantine workers under which the output stays bounded. All rules but the mean are
 *poison-proof*: unharmed by up to f rows of NaN, ±Inf or values near the float limit;
-such rows have weight 0. *Weighted* rules take `weights` `[m]` (sample counts, staleness,
-trust); the others refuse them by name. *Draws* needs a `key`, *remembers* carries a
-state.
+such rows have weight 0. *Weighted* rules take `weights` `[m]` (sample counts,
+staleness, trust); the others refuse them by name. *Draws* needs a `key`, *remembers*
+carries a state.
 """
 
 COLUMNS = (
