@@ -7,6 +7,7 @@ checkout. Nothing is fetched: MathJax is a wheel of the environment.
 
 import importlib.util
 import pathlib
+import re
 import shutil
 import sys
 
@@ -117,7 +118,14 @@ def title_of_numbers(app, docname, source):
         source[0] = f"# {title}\n\n{source[0]}"
 
 
+def no_enumeration(app, what, name, obj, options, lines):
+    """Lets "num_byzantine: f." be a letter and a full stop, not point f of a list."""
+    lines[:] = [re.sub(r"^(\s+\w+: [A-Za-z])\.", r"\1\\.", line) for line in lines]
+
+
 def setup(app):
     """Called by Sphinx."""
+    # Before napoleon reads the sections.
+    app.connect("autodoc-process-docstring", no_enumeration, priority=400)
     app.connect("source-read", title_of_numbers)
     app.connect("build-finished", bring_mathjax)
