@@ -3,6 +3,7 @@
 #   make demo     train under attack, about two minutes (environment: .venv)
 #   make test     lint, types and all tests on the built wheel (environment: .venv-test)
 #   make test-flower  the tests of byzjax.integrations.flower (environment: .venv-flower)
+#   make docs     the site, into build/docs (environment: .venv-docs)
 #   make lint     ruff and pyright only
 #   make format   ruff's formatting and its safe fixes
 #   make clean    remove environments, builds and caches
@@ -13,6 +14,7 @@
 PYTHON =
 PIP_FLAGS = --quiet
 PYTEST_FLAGS =
+SPHINX_FLAGS =
 
 # Environments go by the interpreter asked for, so that another one makes a new one.
 DEMO_STAMP = .venv/.installed-$(subst /,-,$(PYTHON))
@@ -20,9 +22,11 @@ TEST_STAMP = .venv-test/.installed-$(subst /,-,$(PYTHON))
 TEST_BIN = .venv-test/bin
 FLOWER_STAMP = .venv-flower/.installed-$(subst /,-,$(PYTHON))
 FLOWER_BIN = .venv-flower/bin
+DOCS_STAMP = .venv-docs/.installed-$(subst /,-,$(PYTHON))
+DOCS_BIN = .venv-docs/bin
 CODE = byzjax experiments examples benchmarks tests
 # What the tests read, beside the installed package. Missing ones are left out.
-TESTED_FILES = tests experiments examples benchmarks docs *.md pyproject.toml
+TESTED_FILES = tests experiments examples benchmarks docs *.md CITATION.cff pyproject.toml
 
 # Prints the first Python that runs (a shim may exist and fail), is new enough and can
 # make environments.
@@ -53,7 +57,7 @@ define PIP_FAILED
   echo "pip's output, with PIP_FLAGS=--verbose." >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-flower lint format clean
+.PHONY: help demo test test-flower docs lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -111,6 +115,23 @@ test-flower: $(FLOWER_STAMP)
 	  $(FLOWER_BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
 	  $(PYTEST_FLAGS) byzjax/integrations/flower tests/integrations
 
+$(DOCS_STAMP): pyproject.toml constraints-docs.txt
+	$(call MAKE_ENVIRONMENT,.venv-docs)
+	@{ $(DOCS_BIN)/python -m pip install $(PIP_FLAGS) -c constraints-docs.txt \
+	    hatchling editables \
+	  && $(DOCS_BIN)/python -m pip install $(PIP_FLAGS) -c constraints-docs.txt \
+	    --no-build-isolation --editable '.[docs]'; } \
+	  || $(PIP_FAILED)
+	@touch $@
+
+# A warning is an error, and so is a link inside of the site that leads nowhere. The
+# notebooks are run, those that changed. `make docs SPHINX_FLAGS=-E` starts anew.
+docs: $(DOCS_STAMP)
+	@env -u PYTHONPATH JAX_PLATFORMS=cpu $(DOCS_BIN)/python -m sphinx -b html \
+	  --fail-on-warning --keep-going --nitpicky --quiet $(SPHINX_FLAGS) \
+	  -d build/doctrees -c docs . build/docs
+	@echo "The site is in build/docs: open build/docs/index.html."
+
 # In a folder of its own, where only the installed package can be imported. pytest comes
 # last, in one run, so that its closing line is the last one.
 test: $(TEST_STAMP) lint
@@ -124,5 +145,5 @@ test: $(TEST_STAMP) lint
 	  $(PYTEST_FLAGS) --pyargs byzjax ./tests
 
 clean:
-	rm -rf .venv .venv-test .venv-flower build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-test .venv-flower .venv-docs build dist .pytest_cache .ruff_cache .hypothesis
 	find $(wildcard $(CODE)) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -126,12 +126,13 @@ def backdoor(
     there. Use the same function on test images to measure how often it does.
 
     Args:
-      pattern: the trigger, of the shape of one input ([height, width, channels]) or one
-        that broadcasts to it. Integer inputs need an integer pattern in their range.
+      pattern: the trigger, of the shape of one input, `[height, width, channels]`, or
+        one that broadcasts to it. Integer inputs need an integer pattern in their
+        range.
       target: class to be answered, at least 0.
       mask: boolean, broadcasting like pattern: where to stamp. None for the nonzero
         entries of the pattern.
-      inputs: where the inputs, of shape [..., *shape of one input], are in the batch:
+      inputs: where the inputs, of shape `[..., *shape of one input]`, are in the batch:
         an index into a tuple or list, or the key of a dict.
       labels: where the integer labels are.
 

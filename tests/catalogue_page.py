@@ -1,39 +1,45 @@
-"""Writes docs/catalogue.md from the table of all rules.
+"""Writes docs/catalogue.md and docs/papers.md from the table of all rules and the code.
 
-`python -m tests.catalogue_page` does it. A test compares the page with the table, so
-it cannot go stale.
+`python -m tests.catalogue_page` does it. A test compares the pages with them, so they
+cannot go stale.
 """
 
+import collections
 import inspect
 import pathlib
+import re
 
 import byzjax
-from tests import rules
+from byzjax import catalogue
+from tests import public_names, rules
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "catalogue.md"
-META = {"arc", "bucketing", "clipping", "ctma", "nnm"}
+PAPERS = PAGE.with_name("papers.md")
+META = {entry.name for entry in catalogue.meta_rules()}
 
 HEAD = """# The catalogue
 
-Generated from the table that drives the tests (`tests/rules.py`) by
-`python -m tests.catalogue_page`; do not edit it by hand.
+Generated from the table that drives the tests (`tests/rules.py`) and from the code by
+`python -m tests.catalogue_page`; do not edit it by hand. In a terminal: `byzjax rules`
+and `byzjax attacks`. What is strong against what, as far as it was measured, is on the
+page [how to choose](choosing.md).
 
 m workers of which f are Byzantine, d coordinates. *Breakdown* is the largest share of
-Byzantine workers under which the output stays bounded. *Poison-proof* rules are
-unharmed by up to f rows of NaN, ±Inf or values near the float limit: such rows have
-weight 0. *Weighted* rules take `weights` `[m]` (sample counts, staleness, trust); the
-others refuse them by name. *Draws* needs a `key`, *remembers* carries a state.
+Byzantine workers under which the output stays bounded. All rules but the mean are
+*poison-proof*: unharmed by up to f rows of NaN, ±Inf or values near the float limit;
+such rows have weight 0. *Weighted* rules take `weights` `[m]` (sample counts,
+staleness, trust); the others refuse them by name. *Draws* needs a `key`, *remembers*
+carries a state.
 """
 
 COLUMNS = (
     "rule",
+    "arguments",
     "paper",
     "constraint",
     "breakdown",
     "cost",
-    "poison-proof",
-    "weighted",
-    "",
+    "notes",
 )
 
 
@@ -44,23 +50,60 @@ def first_line(name, function):
     return text.splitlines()[0]
 
 
+def arguments_of(factory, without=()):
+    """Names and defaults as in a call, in code type."""
+    shown = []
+    for name, parameter in inspect.signature(factory).parameters.items():
+        bare = str(parameter.replace(annotation=parameter.empty))
+        if name not in without:
+            shown.append(f"`{bare}`")
+    return ", ".join(shown)
+
+
+def paper_of(entry):
+    """Authors, year and link of the first paper that a docstring names."""
+    first = entry.reference.removeprefix("The rule: ").partition(";")[0]
+    authors, _, rest = first.partition(":")
+    year = re.search(r"\b(19|20)\d\d\b", rest)
+    link = re.search(r"https://\S+[^\s,.]", rest)
+    if not (year and link):
+        return ""
+    short = link[0].removeprefix("https://arxiv.org/abs/")
+    return (
+        f"{authors} {year[0]} ([{short.removeprefix('https://doi.org/')}]({link[0]}))"
+    )
+
+
+def attack_row(entry):
+    return (
+        f"`{entry.short}`",
+        entry.summary,
+        arguments_of(entry.factory, without={"num_byzantine"}),
+        paper_of(entry),
+    )
+
+
 def rule_row(rule):
     paper = rule.paper
     if rule.arxiv:
         paper += f" ([{rule.arxiv}](https://arxiv.org/abs/{rule.arxiv}))"
     notes = [
         note
-        for note, holds in (("draws", rule.random), ("remembers", rule.stateful))
+        for note, holds in (
+            ("**not poison-proof**", not rule.poison_proof),
+            ("weighted", rule.weighted),
+            ("draws", rule.random),
+            ("remembers", rule.stateful),
+        )
         if holds
     ]
     return (
         f"`{rule.name}`",
+        arguments_of(getattr(byzjax, rule.name.partition("(")[0])),
         paper,
         rule.constraint,
         rule.breakdown,
         rule.cost,
-        "yes" if rule.poison_proof else "no",
-        "yes" if rule.weighted else "",
         ", ".join(notes),
     )
 
@@ -102,7 +145,12 @@ def page():
             "## Meta-rules, shown over one base\n",
             table(COLUMNS, map(rule_row, wrappers)),
             "## Attacks, in `byzjax.attacks`\n",
-            described(byzjax.attacks, functions(byzjax.attacks)),
+            "Each takes `num_byzantine` as well, for use as a link of a chain; a "
+            "trainer passes its own.\n",
+            table(
+                ("attack", "what it does", "arguments", "paper"),
+                map(attack_row, catalogue.attacks()),
+            ),
             "## Data poisoning, in `byzjax.poisoning`\n",
             described(byzjax.poisoning, public_functions(byzjax.poisoning)),
             "## Partitions of a data set, in `byzjax.partition`\n",
@@ -111,5 +159,36 @@ def page():
     )
 
 
+PAPERS_HEAD = """# References
+
+What the docstrings name as their sources, and where: written from them by
+`python -m tests.catalogue_page`.
+
+The paper that byzjax is written for: Dahan, Levy, *Fault Tolerant ML: Efficient
+Meta-Aggregation and Synchronous Training*, ICML 2024,
+[arXiv 2405.14759](https://arxiv.org/abs/2405.14759). To cite it and this software, see
+CITATION.cff in the repository.
+"""
+
+
+def papers():
+    """Every reference of a public docstring, with the names that stand on it."""
+    used = collections.defaultdict(list)
+    for name in public_names.dotted():
+        value = public_names.value_of(name)
+        if inspect.isfunction(value):
+            for text in catalogue.reference_of(value).split("; "):
+                paper = re.match(r"(?:The rule: )?(.*https://\S+[^\s,.(])", text)
+                if paper:
+                    used[paper[1]].append(name.removeprefix("byzjax."))
+    lines = []
+    for paper, names in sorted(used.items()):
+        where = ", ".join(f"`{name}`" for name in names)
+        linked = re.sub(r"(https://\S+)", r"<\1>", paper)
+        lines.append(f"- {linked}. {where}")
+    return "\n".join([PAPERS_HEAD, *lines]) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    PAPERS.write_text(papers(), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import inspect
 
+import pytest
+
 import byzjax
 from tests import catalogue_page, rules
 
@@ -21,8 +23,16 @@ NO_RULES = {
 }
 
 
-def test_page_is_up_to_date():
-    assert catalogue_page.PAGE.read_text(encoding="utf-8") == catalogue_page.page(), (
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [
+        (catalogue_page.PAGE, catalogue_page.page),
+        (catalogue_page.PAPERS, catalogue_page.papers),
+    ],
+    ids=["catalogue", "papers"],
+)
+def test_pages_are_up_to_date(path, made):
+    assert path.read_text(encoding="utf-8") == made(), (
         "run: python -m tests.catalogue_page"
     )
 

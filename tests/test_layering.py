@@ -70,6 +70,7 @@ LAYERS = [
     ["byzjax.aggregators.meta*", "byzjax.rules"],
     ["byzjax.robustness*", "byzjax.training*", "byzjax.guard*"],
     ["byzjax"],
+    ["byzjax.catalogue", "byzjax.demo"],
     ["byzjax.__main__", "byzjax.integrations*", "byzjax.testing*"],
 ]
 # What is asked for from outside of `numerics`, and of how many of them by one rule.
@@ -244,8 +245,8 @@ def test_the_front_of_numerics_has_no_underscore():
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - JITS))
 def test_the_library_never_calls_jit(module):
-    if module == "byzjax.testing":
-        return  # Which jits as users do.
+    if module in ("byzjax.testing", "byzjax.demo"):
+        return  # Which jit as users do.
     assert not [
         node.lineno for node in ast.walk(parse(MODULES[module])) if is_a_jit(node)
     ]

@@ -116,7 +116,8 @@ def _cosines(updates, norms, reference, length):
         x = x * inverses.astype(dtype)[:, None]
         return x * (r.astype(dtype) * inverse.astype(dtype))[None]
 
-    # XLA would fold what it knows of them without their units.
-    known = lax.optimization_barrier((updates, reference))
+    # XLA would fold what it knows of them without their units. A barrier each, as in
+    # the geometry: jax 0.12 cannot go back through one of both.
+    known = jax.tree.map(lax.optimization_barrier, (updates, reference))
     products = stacked.column_sums(terms, *known)
     return products / ((norms * inverses) * jnp.where(length > 0, length * inverse, 1))

@@ -27,8 +27,17 @@ class Geometry(NamedTuple):
     to one sits at the origin. Centring is what makes small distances between large rows
     exact: an uncentred Gram matrix cancels just when the honest workers agree.
 
-    Squares are in units of `unit`², so that they stay in the range of floats where the
-    rows do; a length of one's own is divided by it. Norms are lengths as they are.
+    Squares are in units of `unit` squared, so that they stay in the range of floats
+    where the rows do; a length of one's own is divided by it. Norms are lengths as they
+    are.
+
+    Attributes:
+      gram: `[m + 1, m + 1]`, zero for rows that are not finite.
+      finite: `[m]`, bool; False for a worker who is absent.
+      norms: `[m]`, distances to the origin, +inf if not finite.
+      squared_distances: `[m, m]`, +inf from and to rows that are not finite.
+      unit: a power of two, 1 as long as squares stay in range.
+      present: `[m]`, which rows are workers; None for all.
     """
 
     gram: jax.Array  # [m + 1, m + 1], zero for rows that are not finite.

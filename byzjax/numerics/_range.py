@@ -80,7 +80,9 @@ def unfolded(arrays):
 
     Of rows known when a program is compiled it would make (c x)² into c² x².
     """
-    return lax.optimization_barrier(arrays)
+    # A barrier each: jax 0.12 cannot go back through one of what is differentiated and
+    # what is not, such as the centre in a rule's state.
+    return jax.tree.map(lax.optimization_barrier, arrays)
 
 
 def middle(sizes: jax.Array, present: jax.Array | None = None) -> jax.Array:

@@ -1,5 +1,7 @@
 """Metrics of one's own: what loss_fn returns beside the loss."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,4 +112,4 @@ def test_every_field_of_a_state_is_documented():
     )
     for state in states:
         for field in state._fields:
-            assert f"      {field}: " in state.__doc__, (state, field)
+            assert f"\n  {field}: " in inspect.getdoc(state), (state, field)
