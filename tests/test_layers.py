@@ -154,6 +154,22 @@ def test_what_is_not_served_is_xlas(name):
     assert str(ours(images, kernel)) == str(xlas(images, kernel))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"window_strides": (1,)}, {"padding": [(1, 1)]}, {"rhs_dilation": (2,)}],
+    ids=str,
+)
+def test_of_other_axes_xla_says_what_is_wrong(given):
+    given = {"window_strides": (1, 1), "padding": "SAME"} | given
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+    words = []
+    for convolve in (lax.conv_general_dilated, layers.conv_general_dilated):
+        with pytest.raises((TypeError, ValueError)) as error:
+            convolve(x, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"), **given)
+        words.append(str(error.value)[:150])  # Then come the places of the call.
+    assert words[0] == words[1]
+
+
 def test_one_axis_is_xlas():
     arguments = ((2,), "SAME", None, None, ("NHC", "HIO", "NHC"))
     out = layers.conv_general_dilated(

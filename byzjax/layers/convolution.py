@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from byzjax.layers import forms
@@ -84,6 +85,7 @@ def conv_general_dilated(
         and lhs.shape[3] == rhs.shape[2]
         and all(d == 1 for d in lhs_dilation or ())
         and not options
+        and _of_two_axes(window_strides, padding, rhs_dilation)
         and _is_the_layout(lhs, rhs, dimension_numbers)
     )
     if plain:
@@ -102,6 +104,13 @@ def conv_general_dilated(
         batch_group_count,
         precision,
         **options,
+    )
+
+
+def _of_two_axes(*given):
+    """Else XLA's own says what is wrong."""
+    return all(
+        x is None or isinstance(x, str) or np.shape(x)[:1] == (2,) for x in given
     )
 
 
