@@ -14,7 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from byzjax import checks, eager, loops, trees
+from byzjax import checks, eager, loops, trees, written
 from byzjax.trees import Tree
 from byzjax.written import Written
 
@@ -299,11 +299,15 @@ def keywords(function: Callable[..., Any]) -> frozenset[str]:
 
 def check_aggregator(name: str, rule: object) -> None:
     """Says so when a wrapper is given something that is no aggregator."""
-    if not isinstance(rule, Aggregator):
-        raise TypeError(
-            f"{name} needs an aggregator such as byzjax.median() as its rule, got "
-            f"{rule!r}"
-        )
+    if isinstance(rule, Aggregator):
+        return
+    inside = ""
+    if isinstance(rule, optax.GradientTransformation):
+        inside = f": of a chain, wrap the rule in it, optax.chain({name}(...), ...)"
+    raise TypeError(
+        f"{name} needs an aggregator such as byzjax.median() as its rule, got "
+        f"{written.shown(rule)}{inside}"
+    )
 
 
 def check_bears(name: str, rule: Aggregator, num_byzantine: int, m: int) -> None:

@@ -31,7 +31,7 @@ class Call:
 
     def __repr__(self) -> str:
         """What is not the default: by position, as long as none is left out."""
-        shown, in_order = [], True
+        words, in_order = [], True
         for name, parameter in self.bound.signature.parameters.items():
             if name not in self.bound.arguments:
                 in_order = False
@@ -41,8 +41,8 @@ class Call:
                 in_order = False
                 continue
             named = parameter.kind is parameter.KEYWORD_ONLY or not in_order
-            shown.append(f"{name}={_shown(value)}" if named else _shown(value))
-        return f"{self.name}({', '.join(shown)})"
+            words.append(f"{name}={shown(value)}" if named else shown(value))
+        return f"{self.name}({', '.join(words)})"
 
     @functools.cached_property
     def identity(self) -> Hashable | None:
@@ -141,7 +141,7 @@ def _identity(value: Any) -> Hashable | None:
     return None
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as one writes it; in angle brackets what cannot be written in a line."""
     written = getattr(value, "written", None)
     if written is not None:
