@@ -59,6 +59,8 @@ OTHERS = {
     "label_flip": {"labels": 1},
     "backdoor": {"labels": 1},
     "anytime": {},
+    "intermittent": {"attack": attacks.constant(1.0), "probability": 0.5},
+    "guard_report": {"state": byzjax.guard(MEDIAN, 4).init(np.ones(2))},
 }
 KINDS = {
     "None": None,

@@ -34,3 +34,17 @@ def test_the_wheel_brings_the_command_its_types_and_its_licence():
     extras = set(found.metadata.get_all("Provides-Extra"))
     assert extras == set(PROJECT["project"]["optional-dependencies"])
     assert (pathlib.Path(byzjax.__file__).parent / "py.typed").is_file()
+
+
+def test_tests_of_a_group_run_in_one_process(request):
+    """As their fixtures and compiled programs are made once in each process.
+
+    xdist 3.8 writes the group behind a test's name, which pytest 9.2 does not let it.
+    """
+    names = {item.nodeid for item in request.session.items if group_of(item)}
+    if request.config.getoption("loadgroup", default=False):
+        assert all("@" in name for name in names)
+
+
+def group_of(item):
+    return item.get_closest_marker("xdist_group")

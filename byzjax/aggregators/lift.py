@@ -40,6 +40,7 @@ def coordinatewise(
       check: raises if the rule cannot serve m workers.
       weighted: whether `reduce` takes weights.
     """
+    _check_lifted(name, reduce)
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
@@ -51,10 +52,13 @@ def coordinatewise(
 
     def reduced(rows, *weights, present=None):
         if present is None:
-            return reduce(rows, *weights)
-        if "present" not in inspect.signature(reduce).parameters:
+            found = reduce(rows, *weights)
+        elif "present" not in inspect.signature(reduce).parameters:
             claims.refuse_absent(name)
-        return reduce(rows, *weights, present=present)
+        else:
+            found = reduce(rows, *weights, present=present)
+        _check_shape(name, "its reduce to return", found, rows.shape[1:])
+        return found
 
     if weighted:
         update = claims.equal_weights_are_none(update)
@@ -85,15 +89,20 @@ def geometric(
         geometry of norms alone where that saves the pass for them.
       keeps: m → how many workers have a weight at most, if fewer than m.
     """
+    _check_lifted(name, weigh)
 
     def full(geometry, /, *, key=None, weights=None):
         if geometry.present is not None and not absent:
             claims.refuse_absent(name)
-        if not weighted:
-            claims.refuse_weights(name, weights)
-            return weigh(geometry)
         m, present = geometry.num_workers, geometry.present
-        return weigh(geometry, claims.check_weights(name, weights, m, present))
+        if weighted:
+            own = claims.check_weights(name, weights, m, present)
+            found = weigh(geometry, own)
+        else:
+            claims.refuse_weights(name, weights)
+            found = weigh(geometry)
+        _check_shape(name, "its weigh to return weights", found, (m,))
+        return found
 
     return from_weigh(full, check=check, distances=distances, keeps=keeps)
 
@@ -129,6 +138,22 @@ def from_weigh(
         weigh=weigh,
         distances=distances,
     )
+
+
+def _check_lifted(name, function):
+    if not isinstance(name, str) or not callable(function):
+        raise TypeError(
+            "a lift needs the name of a rule and a function, in this order, got "
+            f"{name!r} and {function!r}"
+        )
+
+
+def _check_shape(name, what, found, shape):
+    """Else it would broadcast, or fail where nobody knows of the rule."""
+    if jnp.shape(found) != shape:
+        raise ValueError(
+            f"{name} needs {what} of shape {shape}, got shape {jnp.shape(found)}"
+        )
 
 
 def premixed(

@@ -162,8 +162,10 @@ def alike(owner: str, what: str, tree: Any, like: Any) -> None:
 def state(owner: str, state: Any, made: Any) -> None:
     """Raises unless a state has the structure and shapes that `init` makes.
 
-    Dtypes may differ, as those of params and updates may.
+    Dtypes may differ, as those of params and updates may, and so may states of nothing.
     """
+    if not jax.tree.leaves((state, made)):
+        return
     got, want = jax.tree.structure(state), jax.tree.structure(made)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
     wanted = [jnp.shape(leaf) for leaf in jax.tree.leaves(made)]

@@ -44,6 +44,7 @@ def test_every_name_makes_something():
     needs = {"centered_clipping": "(radius=1.0)", "gaussian": "(std=1.0)"}
     needs |= {"fang": "(against='krum')"}
     needs |= {"clipping": "(median, max_norm=1.0)", "constant": "(value=1.0)"}
+    needs |= {"intermittent": "(sign_flip, probability=0.5)"}
     needs |= {"optimized": "(ipm)", "without_momentum": "(decay=0.9)"}
     for meta in ("ctma", "nnm", "bucketing", "arc"):
         needs[meta] = "(median)"

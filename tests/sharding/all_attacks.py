@@ -46,7 +46,7 @@ def on_layout(layout, attack, key, updates):
 
     def run(updates, params):
         way = Way(layout, params)
-        columns, inner = way.rows(updates, M), way.tree(params)
+        columns, inner = way.rows(updates), way.tree(params)
         with way.passes():
             out = twice(attack, key)(columns, inner)
         return jax.tree.map(
