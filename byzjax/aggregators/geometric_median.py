@@ -41,8 +41,11 @@ def geometric_median(
     1e-4 of the distance to its nearer half of the rows, is no farther from the centre
     of the honest rows than 2(m−f)/(m−2f) times the farthest honest row. (c_δ, δ)-robust
     with c_δ ≤ 4(1 + f/(m−2f))² (Allouah et al. 2023). With `num_iterations` neither
-    holds for rows far away. Rows that are not finite have weight exactly 0. Two passes
-    over the stack, and O(m³) for each of some ten steps, O(m²) for one of Weiszfeld's.
+    holds for rows far away. Rows that are not finite have weight exactly 0, as have
+    those 10^18 times as far out as the middle one: the minimum is then that of the
+    others. It is known to some ten units in the last place of the rows at best. Two
+    passes over the stack, and O(m³) for each of some ten steps, O(m²) for one of
+    Weiszfeld's.
 
     Args:
       smoothing: ν ≥ 0, in units of the updates; the paper's experiments use 0.1.
