@@ -8,6 +8,8 @@ from tests.sharding.stacks import NUM_DEVICES, D
 
 MEASURED = ["explicit:13", "auto:16"]
 
+pytestmark = pytest.mark.xdist_group("sharded guard")
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

@@ -13,6 +13,7 @@ from byzjax.sharding.states import padded
 from byzjax.testing import gaussian
 from tests.sharding import processes
 
+pytestmark = pytest.mark.xdist_group("sharded steps")
 STEPS = ["flat", "explicit", "parts", "absent", "two axes", "two explicit axes"]
 D = 40 + 17 * 40 + 40
 
