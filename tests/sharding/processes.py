@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -42,6 +43,35 @@ def found_by(module, folder, *arguments, num_devices=8):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return read(out)
+
+
+def free_address():
+    """On loopback."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def together(module, arguments, num_devices, seconds):
+    """Runs a module in as many processes at once as it has lists of arguments."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"tests.sharding.{module}", *own],
+            env=environment(num_devices),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in arguments
+    ]
+    try:
+        ends = [process.communicate(timeout=seconds)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    for process, said in zip(running, ends, strict=True):
+        assert process.returncode == 0, said[-4000:]
 
 
 def read(path):

@@ -1,9 +1,5 @@
 """The same bits of eight devices in one, two and four processes."""
 
-import socket
-import subprocess
-import sys
-
 import pytest
 
 from tests.sharding import processes
@@ -14,37 +10,15 @@ COUNTS = [1, 2, 4]
 SECONDS = 600
 
 
-def free_address():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 def found_by(count, folder, *names):
     """What each of so many processes wrote, which share the devices."""
-    address = free_address()
+    address = processes.free_address()
     paths = [folder / f"{count}-{rank}.jsonl" for rank in range(count)]
-    running = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.sharding.all_bits", str(path), address),
-                *(str(count), str(rank), *names),
-            ],
-            env=processes.environment(NUM_DEVICES // count),
-            cwd=processes.ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    arguments = [
+        [str(path), address, str(count), str(rank), *names]
         for rank, path in enumerate(paths)
     ]
-    try:
-        ends = [process.communicate(timeout=SECONDS)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    for process, said in zip(running, ends, strict=True):
-        assert process.returncode == 0, said[-4000:]
+    processes.together("all_bits", arguments, NUM_DEVICES // count, SECONDS)
     return [processes.read(path) for path in paths]
 
 

@@ -1,7 +1,5 @@
 """Checkpoints of one number of processes and devices, taken up by others."""
 
-import subprocess
-import sys
 from typing import NamedTuple
 
 import jax
@@ -13,36 +11,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from byzjax import sharding
 from tests.sharding import processes
 from tests.sharding.all_checkpoints import M
-from tests.sharding.test_bits import free_address
 
 SECONDS = 240
 
 
 def found_by(folder, verb, count, devices):
     """What each of so many processes of so many devices has."""
-    address = free_address()
+    address = processes.free_address()
     paths = [folder / f"{verb}-{count}-{devices}-{rank}" for rank in range(count)]
-    running = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.sharding.all_checkpoints", str(path)),
-                *(address, str(count), str(rank), verb, str(folder / "checkpoints")),
-            ],
-            env=processes.environment(devices),
-            cwd=processes.ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    arguments = [
+        [str(path), address, str(count), str(rank), verb, str(folder / "checkpoints")]
         for rank, path in enumerate(paths)
     ]
-    try:
-        said = [process.communicate(timeout=SECONDS)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    for process, words in zip(running, said, strict=True):
-        assert process.returncode == 0, words[-4000:]
+    processes.together("all_checkpoints", arguments, devices, SECONDS)
     found = [processes.read(path)["state"] for path in paths]
     assert all(each["devices"] == [count * devices, devices] for each in found)
     shared = {tuple(each["shared"]) for each in found}

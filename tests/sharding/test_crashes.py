@@ -22,7 +22,7 @@ from tests.sharding.all_crashes import (
     make_trainer,
     quarter,
 )
-from tests.sharding.test_bits import free_address
+from tests.sharding.processes import free_address
 
 # One at a time: each is several processes, and they tell the dead by the clock.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]

@@ -9,7 +9,7 @@ import pytest
 
 from byzjax import sharding
 from byzjax.sharding.meeting import meet
-from tests.sharding.test_bits import free_address
+from tests.sharding.processes import free_address
 
 
 def outcomes(numbers, *, count=3, timeout=20.0, address=None, counts=None):
