@@ -111,17 +111,22 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         def on_arrays(updates, state, params=None, *, present=None, **extra):
             m = checks.stacked(updates, params)
             updates = trees.as_arrays(updates)
-            self._check_state(state, updates)
             call, function = self.named("update"), update
             if present is None:
                 self.check(m)
             elif (present := self.known_present(present, m)) is not None:
                 extra["present"] = present
                 call, function = self.named("update of some"), self._of_some
-            if not eager.may_run(call, (updates, state, params, extra)):
+
+            def checked(updates, state, params, **extra):
+                self._check_state(state, updates)
                 return function(updates, state, params, **extra)
+
+            if not eager.may_run(call, (updates, state, params, extra)):
+                return checked(updates, state, params, **extra)
             extra = trees.as_floats(extra)
-            return eager.run(call, function, updates, state, params, **extra)
+            # Traced once for a form of the arguments, which a state of others has not.
+            return eager.run(call, checked, updates, state, params, **extra)
 
         self = super().__new__(cls, init, on_arrays)
         self._update = update
