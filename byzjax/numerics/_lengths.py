@@ -17,7 +17,8 @@ from byzjax.numerics._gram import product
 from byzjax.numerics._range import inverse, power_of_two
 from byzjax.trees import accumulator_dtype
 
-# A row is an outlier when it is so much longer than most, and than one.
+# A row is an outlier when it is so much longer than most, than one, and than what it is
+# measured from.
 _FARTHEST = 1e18
 
 
@@ -26,8 +27,9 @@ def distances_to_tree(
 ) -> jax.Array:
     """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf for an outlier.
 
-    That is a row that is not finite, or longer than 10^18 and 10^18 times the middle
-    one; as is one that is not `present`. One pass over the stack. Where it holds
+    That is a row that is not finite, or whose distance is beyond 10^18, 10^18 times the
+    middle one and, where most rows are at the center, 10^18 times its largest entry; as
+    is one that is not `present`. One pass over the stack. Where it holds
     squares that may have left the range of floats, two more: the largest entry of each
     row, and squares over a power of two.
     """
@@ -35,7 +37,7 @@ def distances_to_tree(
     rows = jax.tree.leaves(updates)
     beside = None if center is None else jax.tree.leaves(center)
     rows = [flat_rows(x) for x in rows]
-    return _near(_lengths(rows, _flat(beside), present, None), present)
+    return _near(*_lengths(rows, _flat(beside), present, None), present)
 
 
 def distances_to_row(
@@ -43,13 +45,14 @@ def distances_to_row(
 ) -> jax.Array:
     """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
     rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
-    return _near(_lengths(rows, None, present, index), present)
+    return _near(*_lengths(rows, None, present, index), present)
 
 
-def _near(lengths, present):
+def _near(lengths, top, present):
     """Lengths [m], +inf for outliers and for rows that are not present."""
     unit = jnp.maximum(power_of_two(_range.middle(lengths, present)), 1)
-    near = lengths < _FARTHEST * unit
+    # Where most rows are equal, nothing but their size says what is far from them.
+    near = lengths < _FARTHEST * jnp.maximum(unit, top)
     return jnp.where(near if present is None else near & present, lengths, jnp.inf)
 
 
@@ -64,12 +67,16 @@ def _flat(leaves):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _lengths(rows, center, present, index):
-    """Distances [m] of rows, a list of `[m, n]`, to a list of `[n]` or to a row."""
-    return _squares_and_units(rows, center, present, index)[0]
+    """Distances [m] of rows, a list of `[m, n]`, to a list of `[n]` or to a row.
+
+    And the largest entry of what they are measured from, 0 where squares are safe.
+    """
+    lengths, *_, top = _squares_and_units(rows, center, present, index)
+    return lengths, top
 
 
 def _squares_and_units(rows, center, present, index):
-    """The distances, their squares over units² and the units, [m] each."""
+    """The distances, their squares over units² and the units, [m] each; and the top."""
     squares = _squares(rows, center, index, None)
     one = jnp.ones_like(squares)
 
@@ -81,17 +88,27 @@ def _squares_and_units(rows, center, present, index):
         tops = _range.largest(rows, beside).astype(one.dtype)
         units = power_of_two(tops)
         found = _squares(rows, center, index, inverse(units))
-        return jnp.asarray(False), jnp.where(tops < jnp.inf, found, jnp.inf), units
+        found = jnp.where(tops < jnp.inf, found, jnp.inf)
+        return jnp.asarray(False), found, units, _top(beside, one.dtype)
 
     # A loop of one turn at most: of a condition, both sides would run under vmap.
     # Of its own row the distance is zero, which needs no second look.
     itself = jnp.arange(one.shape[0]) == (-1 if index is None else index)
     known = _range.is_safe(squares) | (itself & (squares == 0))
     left = ~jnp.all(known if present is None else known | ~present)
-    start = left, squares, one
-    _, squares, units = loops.while_loop(lambda carry: carry[0], in_units, start)
+    start = left, squares, one, jnp.zeros((), one.dtype)
+    _, squares, units, top = loops.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
-    return root(squares) * units, squares, units
+    return root(squares) * units, squares, units, top
+
+
+def _top(center, dtype):
+    """The largest entry of a list of `[n]`, 0 for a center of zero, None each."""
+    if any(x is None for x in center):
+        return jnp.zeros((), dtype)
+    return _range.largest([x[None] for x in center], [None] * len(center))[0].astype(
+        dtype
+    )
 
 
 def _squares(rows, center, index, scales):
@@ -117,7 +134,7 @@ def _squares(rows, center, index, scales):
 @_lengths.defjvp
 def _lengths_jvp(index, primals, tangents):
     rows, center, present = primals
-    lengths, squares, units = _squares_and_units(rows, center, present, index)
+    lengths, squares, units, top = _squares_and_units(rows, center, present, index)
 
     def in_units(rows, center):
         return _squares(rows, center, index, inverse(units))
@@ -126,7 +143,8 @@ def _lengths_jvp(index, primals, tangents):
     # Of the root, and none at zero and at infinity.
     usable = (squares > 0) & (squares < jnp.inf)
     halves = jnp.sqrt(jnp.where(usable, squares, 1)) * 2
-    return lengths, jnp.where(usable, moved / halves, 0) * units
+    moved = jnp.where(usable, moved / halves, 0) * units
+    return (lengths, top), (moved, jnp.zeros_like(top))
 
 
 @jax.custom_jvp

@@ -131,6 +131,15 @@ FOUND = [
         "nnm(median)",
         Draw(13, 2, 70, 102344858, 1.7e17, shape="one astray", attack="ring"),
     ),
+    # An honest row 10^18 away from others that are equal, and longer than that.
+    (
+        "monna",
+        Draw(
+            *(5, 1, 1, 297393210, 3.4e20, 1e4, "one astray"),
+            attack="cancelling",
+            power=3.0,
+        ),
+    ),
 ]
 
 
