@@ -67,6 +67,13 @@ def test_many_rows_are_exported():
         exported(rule.aggregate, x)
 
 
+def test_many_rows_are_planes_of_bits_where_words_compile_slowly():
+    x = jnp.ones((70, 130))
+    for platform, planes in (("cpu", False), ("cuda", True), ("tpu", True)):
+        found = export.export(jax.jit(byzjax.median().aggregate), platforms=[platform])
+        assert ("tensor<32x3x130xui32>" in found(x).mlir_module()) == planes, platform
+
+
 def test_few_rows_are_mixed_by_a_product_where_that_reads_them_once():
     x, rule = jnp.ones((M, 1000)), byzjax.nnm(byzjax.median(), F)
     for platform, products in (("cpu", 0), ("cuda", 1), ("tpu", 1)):

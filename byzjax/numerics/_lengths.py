@@ -106,7 +106,7 @@ def _top(center, dtype):
     """The largest entry of a list of `[n]`, 0 for a center of zero, None each."""
     if any(x is None for x in center):
         return jnp.zeros((), dtype)
-    # Of a center that is known when compiled XLA would find it then, which takes it seconds.
+    # That of a center known when compiled XLA would find then, which takes it seconds.
     rows = [x[None] for x in _range.unfolded(center)]
     return _range.largest(rows, [None] * len(rows))[0].astype(dtype)
 

@@ -14,6 +14,7 @@ from jax import lax
 
 from byzjax.numerics._counting import by_count
 from byzjax.numerics._network import by_network
+from byzjax.numerics._planes import by_planes
 from byzjax.numerics._reductions import nan_last, row_sum, sum_of_rows
 from byzjax.numerics._words import by_words
 
@@ -67,8 +68,10 @@ def _by_bits(rows: jax.Array, ranks: tuple[int, ...]) -> list[jax.Array]:
     count = functools.partial(by_count, ranks=ranks)
     in_words = rows.dtype.itemsize <= 4 and m <= _MOST_ROWS_OF_WORDS
     if in_words and n >= _LEAST_COLUMNS_OF_WORDS:
-        words = functools.partial(by_words, ranks=ranks)
-        values = lax.platform_dependent(flat, cpu=words, default=count)
+        words, planes = (
+            functools.partial(way, ranks=ranks) for way in (by_words, by_planes)
+        )
+        values = lax.platform_dependent(flat, cpu=words, default=planes)
     else:
         values = count(flat)
     return [value.reshape(rows.shape[1:]) for value in values]

@@ -63,9 +63,11 @@ def order_statistics(rows: jax.Array, ranks: Sequence[int]) -> list[jax.Array]:
     * More rows on a CPU: words of the bits of 32 rows (`_words.py`), linear in the
       rows, 7 reads for the median of 128 and of 512, where counting takes 2 to 3 times
       as long.
-    * Elsewhere, of float64, in fewer than 64 columns and of more than 4096 rows:
-      counting rows for every bit (`_counting.py`), a short program. On a GPU 82 reads
-      for the median of 128; words take 4.5 there, but compile for half a minute.
+    * More rows elsewhere: the same bits in a short program (`_planes.py`), about 15
+      reads and writes of the stack by its operands, which was not measured.
+    * Of float64, in fewer than 64 columns and of more than 4096 rows: counting rows for
+      every bit (`_counting.py`), a short program. On a GPU 82 reads for the median of
+      128.
 
     Measured on two CPU cores with jax 0.10.2 and on one H100; see docs/performance.md.
 

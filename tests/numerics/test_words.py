@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 import byzjax
-from byzjax.numerics import _counting, _words, order
+from byzjax.numerics import _counting, _planes, _words, order
 from tests.compiling import AS_USERS_DO
 from tests.numerics.test_order import awkward, sort
 
-WAYS = {"words": _words.by_words, "count": _counting.by_count}
+WAYS = {
+    "words": _words.by_words,
+    "planes": _planes.by_planes,
+    "count": _counting.by_count,
+}
 FUSED = _words._MOST_FUSED  # 32 bits of a word for 32 rows.
 UNROLLED = 32 * _words._MOST_UNROLLED
 TINY = np.finfo(np.float32).tiny
