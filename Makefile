@@ -26,7 +26,8 @@ DOCS_STAMP = .venv-docs/.installed-$(subst /,-,$(PYTHON))
 DOCS_BIN = .venv-docs/bin
 CODE = byzjax experiments examples benchmarks tests
 # What the tests read, beside the installed package. Missing ones are left out.
-TESTED_FILES = tests experiments examples benchmarks docs *.md CITATION.cff pyproject.toml
+TESTED_FILES = tests experiments examples benchmarks docs *.md CITATION.cff \
+  pyproject.toml Makefile constraints*.txt
 
 # Prints the first Python that runs (a shim may exist and fail), is new enough and can
 # make environments.
