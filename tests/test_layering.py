@@ -39,6 +39,7 @@ LAYERS = [
     ],
     [
         "byzjax.numerics._network",
+        "byzjax.numerics._planes",
         "byzjax.numerics._words",
         "byzjax.numerics._counting",
         "byzjax.numerics._columns",
