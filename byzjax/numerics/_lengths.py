@@ -37,7 +37,8 @@ def distances_to_tree(
     rows = jax.tree.leaves(updates)
     beside = None if center is None else jax.tree.leaves(center)
     rows = [flat_rows(x) for x in rows]
-    return _near(*_lengths(rows, _flat(beside), present, None), present)
+    lengths, top = _lengths(rows, _flat(beside), present, None)
+    return _near(lengths, top, present)
 
 
 def distances_to_row(
@@ -45,7 +46,8 @@ def distances_to_row(
 ) -> jax.Array:
     """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
     rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
-    return _near(*_lengths(rows, None, present, index), present)
+    lengths, top = _lengths(rows, None, present, index)
+    return _near(lengths, top, present)
 
 
 def _near(lengths, top, present):
