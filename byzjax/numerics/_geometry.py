@@ -250,9 +250,9 @@ class Geometry(NamedTuple):
 def masked(gram, squared_norms, squared_distances, finite, unit, present) -> Geometry:
     """Without the rows that are out of range, not `finite` or not `present`."""
     m = squared_norms.shape[0]
-    norms = root(squared_norms) * unit
+    norms = _range.in_reach(root(squared_norms) * unit)
     # False for NaN.
-    kept = finite & (squared_norms < LARGEST_SQUARE) & (norms < jnp.inf)
+    kept = finite & (squared_norms < LARGEST_SQUARE)
     if present is not None:
         kept &= present
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.

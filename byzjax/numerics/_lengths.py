@@ -1,4 +1,4 @@
-"""Lengths of rows and of trees, right wherever they are floats.
+"""Lengths of rows and of trees, right wherever they are floats, else the largest one.
 
 The ordinary pass adds up squares. Where these may have left the range of floats, more
 passes take them over powers of two, row by row.
@@ -101,7 +101,8 @@ def _squares_and_units(rows, center, present, index):
     start = left, squares, one, jnp.zeros((), one.dtype)
     _, squares, units, top = loops.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
-    return root(squares) * units, squares, units, top
+    lengths = _range.in_reach(root(squares) * units)
+    return jnp.where(squares < jnp.inf, lengths, jnp.inf), squares, units, top
 
 
 def _top(center, dtype):
@@ -119,11 +120,12 @@ def _squares(rows, center, index, scales):
 
     def of_block(x, *c):
         dtype = accumulator_dtype(x.dtype)
-        gaps = x.astype(dtype)
+        gaps, center = x.astype(dtype), [one.astype(dtype)[None] for one in c]
+        if scales is not None:  # First, since their difference may be no float.
+            factors = scales.astype(dtype)[:, None]
+            gaps, center = gaps * factors, [one * factors for one in center]
         if c:
-            gaps = gaps - c[0].astype(dtype)[None]
-        if scales is not None:
-            gaps = gaps * scales.astype(dtype)[:, None]
+            gaps = gaps - center[0]
         return (), _square(gaps)
 
     if scales is not None:
@@ -167,7 +169,8 @@ def _length(leaves):
 
     start = ~_range.is_safe(squares), squares, one
     _, squares, unit = loops.while_loop(lambda carry: carry[0], in_unit, start)
-    return jnp.sqrt(squares) * unit
+    length = jnp.sqrt(squares) * unit
+    return jnp.where(squares < jnp.inf, _range.in_reach(length), length)
 
 
 @_length.defjvp

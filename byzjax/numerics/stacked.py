@@ -7,7 +7,8 @@ whatever happens in between happens on m×m arrays.
 Poison-proof: a row with a non-finite entry is an outlier, and so in a geometry is one
 10^9 times as long as most or more (so that float32 cannot hold both squares). Its
 distances are +inf, and a weighted sum *selects* before it multiplies, since 0·inf is
-NaN. Lengths are right wherever they are floats, though their squares may not be.
+NaN. Lengths are right wherever they are floats, though their squares may not be, and
+else the largest float.
 """
 
 import functools

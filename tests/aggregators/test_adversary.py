@@ -140,6 +140,15 @@ FOUND = [
             power=3.0,
         ),
     ),
+    # Rows whose lengths are beyond the floats, and whose entries are not.
+    *(
+        (name, Draw(13, 2, 20, 1, 1e36, 447.0, attack=attack))
+        for name in (
+            *("krum", "geometric_median", "nnm(median)", "ctma(median)", "medoid"),
+            *("bucketing(krum)", "arc(median)", "mda", "flame(noise=0)", "signguard"),
+        )
+        for attack in ("far", "subnormal")
+    ),
 ]
 
 
