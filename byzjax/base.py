@@ -58,6 +58,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       check: see below.
       trusted: see below.
       bears: see below.
+      outermost: see below.
       weigh: see below.
       distances: see below.
       reduce: see below.
@@ -68,8 +69,10 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       update: stacked updates, state → aggregate, state.
       check: raises a ValueError if the rule cannot serve so many workers.
       trusted: indices of rows that have to be present.
-      bears: how many Byzantine workers of so many it bears at most, whatever its base
-        is told; None if nothing is known.
+      bears: how many Byzantine workers of so many it bears at most, never fewer of
+        more; None if nothing is known, and whatever is around it is not checked.
+      outermost: whether it watches the workers' own rows, so that no meta-rule can be
+        around it.
       weigh: for rules that are a weighting of the workers decided by their geometry
         alone, the function `weigh(geometry, key=, weights=)` → `[m]`; else None.
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
@@ -93,6 +96,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     check: Check
     trusted: tuple[int, ...]
     bears: Callable[[int], int] | None
+    outermost: bool
     _update: Callable[..., Any]
 
     def __new__(
@@ -103,6 +107,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         check: Check | None = None,
         trusted: tuple[int, ...] = (),
         bears: Callable[[int], int] | None = None,
+        outermost: bool = False,
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[..., jax.Array] | None = None,
@@ -133,6 +138,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.check = check or (lambda m: None)
         self.trusted = trusted
         self.bears = bears
+        self.outermost = outermost
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
@@ -286,7 +292,7 @@ def around(rule: Aggregator, init: Any, update: Any, **own: Any) -> Aggregator:
       update: which passes on what it does not name.
       **own: arguments of `Aggregator`.
     """
-    names = "check", "trusted", "bears", "takes"
+    names = "check", "trusted", "bears", "outermost", "takes"
     return Aggregator(
         init, update, **{name: getattr(rule, name) for name in names} | own
     )
@@ -313,13 +319,3 @@ def check_aggregator(name: str, rule: object) -> None:
         f"{name} needs an aggregator such as byzjax.median() as its rule, got "
         f"{written.shown(rule)}{inside}"
     )
-
-
-def check_bears(name: str, rule: Aggregator, num_byzantine: int, m: int) -> None:
-    """Says so when a base cannot bear the Byzantine workers that a wrapper is told."""
-    if rule.bears is not None and num_byzantine > rule.bears(m):
-        raise ValueError(
-            f"{name} needs a base that bears num_byzantine={num_byzantine} of "
-            f"num_workers={m}, got {rule!r}, which bears {rule.bears(m)} at most: take "
-            "smaller buckets, or none"
-        )

@@ -291,7 +291,7 @@ def test_steps_refuse_what_the_aggregator_does_not_take():
         byzjax.trimmed_mean(2),
         byzjax.krum(1),
         byzjax.ctma(MEDIAN, 2),
-        byzjax.nnm(byzjax.trimmed_mean(0), 2),
+        byzjax.nnm(byzjax.trimmed_mean(2), 2),
         byzjax.mda(2),
         byzjax.arc(MEDIAN, 2),
     ],

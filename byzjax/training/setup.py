@@ -5,13 +5,16 @@ import difflib
 from collections.abc import Callable, Collection
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from byzjax import checks
+from byzjax import checks, written
 from byzjax.attack import Attack
 from byzjax.base import Aggregator
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import check_layout, check_workers
+from byzjax.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,21 @@ class Setup:
                 f"{self.aggregator!r}: put what follows the rule in a chain into the "
                 "server, as server=optax.chain(...)"
             )
+
+    def check_memory(self, worker_state: Tree, params: Tree) -> None:
+        """A rule that watches wants rows that could change places in every step."""
+        if not isinstance(self.aggregator, Aggregator) or not self.aggregator.outermost:
+            return
+        of_params = {jnp.shape(leaf) for leaf in jax.tree.leaves(params)}
+        for leaf in map(jnp.asarray, jax.tree.leaves(worker_state)):
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            if floating and leaf.size > 1 and leaf.shape in of_params:
+                raise ValueError(
+                    "trainer.init needs a worker that remembers no gradients with "
+                    f"{self.aggregator!r}, which watches those of each step, got "
+                    f"worker={written.shown(self.worker)}: put momentum into the "
+                    "server, as server=optax.chain(byzjax.momentum(), ...)"
+                )
 
     def taken_by(self, extra: Collection[str]) -> frozenset[str]:
         """Which extra arguments of a step the aggregator reads, or may read.

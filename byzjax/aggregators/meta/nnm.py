@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax import checks
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -46,12 +46,12 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
       for Optimal Byzantine ML under Heterogeneity, 2023,
       https://arxiv.org/abs/2302.01772
     """
-    base.check_aggregator("nnm", rule)
     f = checks.count("nnm", num_byzantine=num_byzantine)
+    bearing.check_base("nnm", rule, f)
 
     def check(m):
         checks.minority("nnm", f)(m)
-        base.check_bears("nnm", rule, f, m)
+        bearing.check_bears("nnm", rule, f, m)
 
     def matrix(geometry):
         m, n = geometry.num_workers, geometry.num_present
@@ -65,5 +65,6 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
         rule,
         matrix,
         check=check,
+        bears=bearing.told(f, rule),
         sizes=lambda m: [m - f] * m,
     )
