@@ -118,7 +118,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             updates = trees.as_arrays(updates)
             call, function = self.named("update"), update
             if present is None:
-                self.check(m)
+                self._check_number(m, updates, params)
             elif (present := self.known_present(present, m)) is not None:
                 extra["present"] = present
                 call, function = self.named("update of some"), self._of_some
@@ -145,6 +145,15 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.takes = keywords(update) | frozenset(takes)
         return self
 
+    def _check_number(self, m, updates, params):
+        """Without params nobody knows that the first axis is one of workers."""
+        try:
+            self.check(m)
+        except ValueError as error:
+            if params is not None:
+                raise
+            raise ValueError(f"{error}{checks.of_first_axis(updates)}") from error
+
     def _check_state(self, state, updates):
         """Else what a state has of each coordinate broadcasts, or is another rule's."""
         made = jax.eval_shape(
@@ -162,7 +171,8 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         if "present" not in self.takes:
             raise ValueError(
                 f"{self!r} has no form for absent workers, got present: give it the "
-                "rows of those present alone, or another rule"
+                "rows of those present alone, or another rule; one of your own has a "
+                "form for them if its update names present behind *"
             )
         return self._update(updates, state, params, present=present, **extra)
 
@@ -232,6 +242,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             enough &= present[row]
         return enough
 
+    def check_extras(
+        self, owner: str, given: Collection[str], more: Collection[str] = ("key",)
+    ) -> None:
+        """Refuses what neither the rule nor the owner takes; in a chain it passes."""
+        cure = ": a rule of your own takes what its update names behind *"
+        checks.extras(owner, given, self.takes.union(more), cure)
+
     def aggregate(
         self,
         updates: Tree,
@@ -264,7 +281,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         named = {"weights": weights, "present": present}
         given = [name for name, value in named.items() if value is not None]
-        checks.extras("aggregate", [*extra, *given], self.takes | {"key"})
+        self.check_extras("aggregate", [*extra, *given])
         checks.stacked(updates)
         updates = trees.as_arrays(updates)
         if present is not None:

@@ -45,9 +45,13 @@ def check_base(name: str, rule: object, num_byzantine: int | None = None) -> Non
             f"got {rule!r}, which watches the rows as they come: put {name}(...) "
             "inside of it"
         )
-    if num_byzantine is None or rule.bears is None:
-        return
-    most = rule.bears(_MANY)
+    if num_byzantine is not None:
+        check_told(name, rule, num_byzantine)
+
+
+def check_told(name: str, rule: Aggregator, num_byzantine: int) -> None:
+    """Says so when a rule bears fewer than f, however many workers there are."""
+    most = num_byzantine if rule.bears is None else rule.bears(_MANY)
     if num_byzantine > most:
         raise ValueError(
             f"{name} needs a rule that bears its num_byzantine={num_byzantine}, got "

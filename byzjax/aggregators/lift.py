@@ -57,7 +57,7 @@ def coordinatewise(
         if present is None:
             found = reduce(rows, *weights)
         elif "present" not in inspect.signature(reduce).parameters:
-            claims.refuse_absent(name)
+            claims.refuse_absent(name, "its reduce takes present, bools [m]")
         else:
             found = reduce(rows, *weights, present=present)
         _check_shape(name, "its reduce to return", found, rows.shape[1:])
@@ -100,7 +100,11 @@ def geometric(
 
     def full(geometry, /, *, key=None, weights=None):
         if geometry.present is not None and not absent:
-            claims.refuse_absent(name)
+            claims.refuse_absent(
+                name,
+                "its weigh counts geometry.num_present workers, and is lifted with "
+                "absent=True",
+            )
         m, present = geometry.num_workers, geometry.present
         if weighted:
             own = claims.check_weights(name, weights, m, present)

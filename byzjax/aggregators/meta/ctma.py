@@ -32,7 +32,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     Args:
       rule: the base aggregator A.
-      num_byzantine: f.
+      num_byzantine: f, no greater than the one that the base is told, if it is.
       ties: "lowest", or "all", the authors' code: every row as near as the (m−f)-th
         enters, and the sum is still divided by m−f. Where rows are equally far the
         result is then no mean, may leave their hull, and the guarantee is void.
@@ -42,7 +42,8 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: other `ties`; m < 2f + 1, or weights with all ties, at trace time.
+      ValueError: other `ties`, or a rule that is told a smaller f; m < 2f + 1, or
+        weights with all ties, at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp

@@ -26,14 +26,14 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
 
     Args:
       rule: the base aggregator.
-      num_byzantine: f.
+      num_byzantine: f, no greater than the one that the base is told, if it is.
 
     Returns:
       An `Aggregator`.
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: m < 2f + 1 at trace time.
+      ValueError: a rule that is told a smaller f; m < 2f + 1 at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
