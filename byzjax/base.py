@@ -329,10 +329,10 @@ def check_aggregator(name: str, rule: object) -> None:
     """Says so when a wrapper is given something that is no aggregator."""
     if isinstance(rule, Aggregator):
         return
-    inside = ""
-    if isinstance(rule, optax.GradientTransformation):
-        inside = f": of a chain, wrap the rule in it, optax.chain({name}(...), ...)"
+    cure = written.not_called(rule)
+    if isinstance(rule, optax.GradientTransformation) and not isinstance(rule, Written):
+        cure = f": of a chain, give {name} the rule that is in it"
     raise TypeError(
         f"{name} needs an aggregator such as byzjax.median() as its rule, got "
-        f"{written.shown(rule)}{inside}"
+        f"{written.shown(rule)}{cure}"
     )

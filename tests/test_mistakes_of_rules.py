@@ -44,6 +44,46 @@ def test_injected_hyperparameters_are_static():
         byzjax.krum(2.0)
 
 
+# --- what is no rule ------------------------------------------------------------------
+
+
+def test_functions_that_were_not_called():
+    for use, name in (
+        (lambda: byzjax.nnm(byzjax.median, 2), "median"),
+        (lambda: byzjax.influence(byzjax.median, ROWS), "median"),
+        (lambda: byzjax.guard(byzjax.median, 8), "median"),
+        (lambda: least_squares.make(aggregator=byzjax.median), "median"),
+        (lambda: least_squares.make(server=optax.sgd), "sgd"),
+        (lambda: least_squares.make(attack=attacks.alie), "alie"),
+        (lambda: byzjax.per_worker(byzjax.momentum, 3), "momentum"),
+    ):
+        match = rf"got .*: that is a function, call it, {name}\(\.\.\.\)$"
+        with pytest.raises(TypeError, match=match):
+            use()
+
+
+def test_what_else_is_no_rule():
+    attack = attacks.ipm(num_byzantine=2)
+    with pytest.raises(TypeError, match=r"got attacks\.ipm\(num_byzantine=2\)$"):
+        byzjax.nnm(attack, 2)
+    with pytest.raises(TypeError, match=r"got momentum\(\)$"):
+        byzjax.nnm(byzjax.momentum(), 2)
+    chain = optax.chain(MEDIAN, optax.clip(1.0))
+    for use in (lambda x: byzjax.nnm(x, 2), lambda x: byzjax.influence(x, ROWS)):
+        with pytest.raises(
+            TypeError, match=r"of a chain, give \w+ the rule that is in"
+        ):
+            use(chain)
+    with pytest.raises(
+        TypeError, match=r"aggregator to be a rule, got .*attack=\.\.\."
+    ):
+        least_squares.make(aggregator=attack)
+    trainer = least_squares.make()
+    state = trainer.init(least_squares.PARAMS)
+    with pytest.raises(ValueError, match=r"key=None: give each step its own"):
+        trainer.step(state, least_squares.at(0), None)
+
+
 # --- rules of one's own ---------------------------------------------------------------
 
 

@@ -73,13 +73,26 @@ class Setup:
             ("model_state_attack", self.model_attack, forger),
         ):
             if not isinstance(value, kind):
-                raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+                raise TypeError(
+                    f"trainer needs {keyword} to be {name}, got {value!r}"
+                    f"{written.not_called(value)}"
+                )
         whose = {"worker": "a worker's gradient", "server": "the aggregate"}
         for keyword, what in whose.items():
             if isinstance(getattr(self, keyword), Aggregator | Attack):
                 raise TypeError(
                     f"trainer needs {keyword} to read one tree, {what}, not a stack, "
                     f"got {getattr(self, keyword)!r}"
+                )
+        rules = {
+            "aggregator": self.aggregator,
+            "model_state_aggregator": self.model_rule,
+        }
+        for keyword, value in rules.items():
+            if isinstance(value, Attack):
+                raise TypeError(
+                    f"trainer needs {keyword} to be a rule, got {value!r}: an attack "
+                    "is given as attack=..., or model_state_attack=..."
                 )
         functions = {"loss_fn": self.loss_fn}
         if self.poison is not None:

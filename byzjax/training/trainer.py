@@ -182,6 +182,11 @@ def trainer(
     ) -> tuple[TrainState, Metrics]:
         checks.extras("trainer.step", extra, setup.taken_by(extra))
         _check_batches(batches, setup.num_workers, setup.num_given)
+        if key is None:
+            raise ValueError(
+                "trainer.step needs a key, got key=None: give each step its own, of "
+                "jax.random.split(jax.random.key(0), num_steps)"
+            )
         keys = jax.random.split(checks.key("trainer.step", key), 4)
         present = extra.get("present")
         if present is not None:

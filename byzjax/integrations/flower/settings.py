@@ -8,7 +8,7 @@ from typing import Any
 import optax
 from flwr.app import MessageType
 
-from byzjax import checks
+from byzjax import checks, written
 from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
 from byzjax.integrations.flower.rounds import Budget
@@ -119,5 +119,5 @@ def check_optimizer(name: str, link: object) -> None:
     if not isinstance(link, optax.GradientTransformation):
         raise TypeError(
             f"{NAME} needs {name} to be an optax transformation such as "
-            f"optax.sgd(1.0), got {link!r}"
+            f"optax.sgd(1.0), got {link!r}{written.not_called(link)}"
         )
