@@ -84,14 +84,10 @@ class Setup:
                     f"trainer needs {keyword} to read one tree, {what}, not a stack, "
                     f"got {getattr(self, keyword)!r}"
                 )
-        rules = {
-            "aggregator": self.aggregator,
-            "model_state_aggregator": self.model_rule,
-        }
-        for keyword, value in rules.items():
+        for value in (self.aggregator, self.model_rule):
             if isinstance(value, Attack):
                 raise TypeError(
-                    f"trainer needs {keyword} to be a rule, got {value!r}: an attack "
+                    f"trainer needs aggregator to be a rule, got {value!r}: an attack "
                     "is given as attack=..., or model_state_attack=..."
                 )
         functions = {"loss_fn": self.loss_fn}

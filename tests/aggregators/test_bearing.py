@@ -56,6 +56,8 @@ def test_a_meta_rule_bears_what_it_is_told_itself(outer, inner):
     match = rf"got {inner}\(median\(\), 1\), which bears 1 at most"
     with pytest.raises(ValueError, match=match):
         TOLD[outer](base, 2)
+    of_buckets = TOLD[inner](byzjax.bucketing(byzjax.median(), 4), 3)
+    assert (of_buckets.bears(11), of_buckets.bears(99)) == (1, 3)
 
 
 def test_a_base_without_a_number_bears_what_so_many_workers_allow():
