@@ -29,14 +29,8 @@ def minority(m: int) -> int:
     return (m - 1) // 2
 
 
-def check_base(name: str, rule: object, num_byzantine: int | None = None) -> None:
-    """Says so when a wrapper cannot be around a rule, however many workers there are.
-
-    Args:
-      name: the wrapper's.
-      rule: its base.
-      num_byzantine: f, if the wrapper is told one.
-    """
+def check_base(name: str, rule: object) -> None:
+    """Says so when something is no rule, or one that no wrapper can be around."""
     base.check_aggregator(name, rule)
     assert isinstance(rule, Aggregator)
     if rule.outermost:
@@ -45,8 +39,6 @@ def check_base(name: str, rule: object, num_byzantine: int | None = None) -> Non
             f"got {rule!r}, which watches the rows as they come: put {name}(...) "
             "inside of it"
         )
-    if num_byzantine is not None:
-        check_told(name, rule, num_byzantine)
 
 
 def check_told(name: str, rule: Aggregator, num_byzantine: int) -> None:

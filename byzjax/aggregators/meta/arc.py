@@ -41,8 +41,9 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
       Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
       Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432
     """
+    bearing.check_base("arc", rule)
     f = checks.count("arc", num_byzantine=num_byzantine)
-    bearing.check_base("arc", rule, f)
+    bearing.check_told("arc", rule, f)
 
     def check(m):
         checks.minority("arc", f)(m)

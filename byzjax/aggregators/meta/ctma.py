@@ -56,8 +56,9 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
       Training, 2024, https://arxiv.org/abs/2405.14759; Dahan, Levy: Weight for
       Robustness, 2024, https://arxiv.org/abs/2501.09621
     """
+    bearing.check_base("ctma", rule)
     f = checks.count("ctma", num_byzantine=num_byzantine)
-    bearing.check_base("ctma", rule, f)
+    bearing.check_told("ctma", rule, f)
     checks.word("ctma", ("lowest", "all"), ties=ties)
 
     def check(m):

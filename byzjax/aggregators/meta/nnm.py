@@ -46,8 +46,9 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
       for Optimal Byzantine ML under Heterogeneity, 2023,
       https://arxiv.org/abs/2302.01772
     """
+    bearing.check_base("nnm", rule)
     f = checks.count("nnm", num_byzantine=num_byzantine)
-    bearing.check_base("nnm", rule, f)
+    bearing.check_told("nnm", rule, f)
 
     def check(m):
         checks.minority("nnm", f)(m)
