@@ -141,8 +141,15 @@ def _named(arguments: argparse.Namespace, name: str, entries: Sequence[Entry]) -
     for entry in entries:
         if entry.short == short:
             return entry
-    known = [entry.short for entry in entries]
     parser: argparse.ArgumentParser = arguments.parser
+    for command, others in (
+        ("rules", [*catalogue.rules(), *catalogue.meta_rules()]),
+        ("attacks", catalogue.attacks()),
+    ):
+        if short in (entry.short for entry in others):
+            kind = command.removesuffix("s")
+            parser.error(f"{short} is one of the {kind}s: byzjax {command} {short}")
+    known = [entry.short for entry in entries]
     parser.error(f"nothing is called {name!r}{_meant(short, known)}")
 
 

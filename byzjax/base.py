@@ -58,6 +58,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       check: see below.
       trusted: see below.
       bears: see below.
+      outermost: see below.
       weigh: see below.
       distances: see below.
       reduce: see below.
@@ -68,8 +69,10 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
       update: stacked updates, state → aggregate, state.
       check: raises a ValueError if the rule cannot serve so many workers.
       trusted: indices of rows that have to be present.
-      bears: how many Byzantine workers of so many it bears at most, whatever its base
-        is told; None if nothing is known.
+      bears: how many Byzantine workers of so many it bears at most, never fewer of
+        more; None if nothing is known, and whatever is around it is not checked.
+      outermost: whether it watches the workers' own rows, so that no meta-rule can be
+        around it.
       weigh: for rules that are a weighting of the workers decided by their geometry
         alone, the function `weigh(geometry, key=, weights=)` → `[m]`; else None.
         Meta-rules compose such rules on m×m arrays, without touching the coordinates.
@@ -93,6 +96,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
     check: Check
     trusted: tuple[int, ...]
     bears: Callable[[int], int] | None
+    outermost: bool
     _update: Callable[..., Any]
 
     def __new__(
@@ -103,6 +107,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         check: Check | None = None,
         trusted: tuple[int, ...] = (),
         bears: Callable[[int], int] | None = None,
+        outermost: bool = False,
         weigh: Weigh | None = None,
         distances: bool = True,
         reduce: Callable[..., jax.Array] | None = None,
@@ -113,7 +118,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             updates = trees.as_arrays(updates)
             call, function = self.named("update"), update
             if present is None:
-                self.check(m)
+                self._check_number(m, updates, params)
             elif (present := self.known_present(present, m)) is not None:
                 extra["present"] = present
                 call, function = self.named("update of some"), self._of_some
@@ -133,11 +138,21 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.check = check or (lambda m: None)
         self.trusted = trusted
         self.bears = bears
+        self.outermost = outermost
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
         self.takes = keywords(update) | frozenset(takes)
         return self
+
+    def _check_number(self, m, updates, params):
+        """Without params nobody knows that the first axis is one of workers."""
+        try:
+            self.check(m)
+        except ValueError as error:
+            if params is not None:
+                raise
+            raise ValueError(f"{error}{checks.of_first_axis(updates)}") from error
 
     def _check_state(self, state, updates):
         """Else what a state has of each coordinate broadcasts, or is another rule's."""
@@ -156,7 +171,8 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         if "present" not in self.takes:
             raise ValueError(
                 f"{self!r} has no form for absent workers, got present: give it the "
-                "rows of those present alone, or another rule"
+                "rows of those present alone, or another rule; one of your own has a "
+                "form for them if its update names present behind *"
             )
         return self._update(updates, state, params, present=present, **extra)
 
@@ -226,6 +242,13 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
             enough &= present[row]
         return enough
 
+    def check_extras(
+        self, owner: str, given: Collection[str], more: Collection[str] = ("key",)
+    ) -> None:
+        """Refuses what neither the rule nor the owner takes; in a chain it passes."""
+        cure = ": a rule of your own takes what its update names behind *"
+        checks.extras(owner, given, self.takes.union(more), cure)
+
     def aggregate(
         self,
         updates: Tree,
@@ -258,7 +281,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         """
         named = {"weights": weights, "present": present}
         given = [name for name, value in named.items() if value is not None]
-        checks.extras("aggregate", [*extra, *given], self.takes | {"key"})
+        self.check_extras("aggregate", [*extra, *given])
         checks.stacked(updates)
         updates = trees.as_arrays(updates)
         if present is not None:
@@ -286,7 +309,7 @@ def around(rule: Aggregator, init: Any, update: Any, **own: Any) -> Aggregator:
       update: which passes on what it does not name.
       **own: arguments of `Aggregator`.
     """
-    names = "check", "trusted", "bears", "takes"
+    names = "check", "trusted", "bears", "outermost", "takes"
     return Aggregator(
         init, update, **{name: getattr(rule, name) for name in names} | own
     )
@@ -306,20 +329,10 @@ def check_aggregator(name: str, rule: object) -> None:
     """Says so when a wrapper is given something that is no aggregator."""
     if isinstance(rule, Aggregator):
         return
-    inside = ""
-    if isinstance(rule, optax.GradientTransformation):
-        inside = f": of a chain, wrap the rule in it, optax.chain({name}(...), ...)"
+    cure = written.not_called(rule)
+    if isinstance(rule, optax.GradientTransformation) and not isinstance(rule, Written):
+        cure = f": of a chain, give {name} the rule that is in it"
     raise TypeError(
         f"{name} needs an aggregator such as byzjax.median() as its rule, got "
-        f"{written.shown(rule)}{inside}"
+        f"{written.shown(rule)}{cure}"
     )
-
-
-def check_bears(name: str, rule: Aggregator, num_byzantine: int, m: int) -> None:
-    """Says so when a base cannot bear the Byzantine workers that a wrapper is told."""
-    if rule.bears is not None and num_byzantine > rule.bears(m):
-        raise ValueError(
-            f"{name} needs a base that bears num_byzantine={num_byzantine} of "
-            f"num_workers={m}, got {rule!r}, which bears {rule.bears(m)} at most: take "
-            "smaller buckets, or none"
-        )

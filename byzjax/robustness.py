@@ -71,7 +71,7 @@ def influence(
     """
     base.check_aggregator("influence", rule)
     given = [] if weights is None else ["weights"]
-    checks.extras("influence", [*extra, *given], rule.takes | {"key", "state"})
+    rule.check_extras("influence", [*extra, *given], ("key", "state"))
     m = checks.stacked(updates)
     if extra.get("present") is not None:
         extra["present"] = rule.known_present(extra["present"], m)

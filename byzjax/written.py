@@ -157,6 +157,13 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
+def not_called(value: Any) -> str:
+    """What to add to an error about a function in the place of what it makes."""
+    if not inspect.isfunction(value) or value.__name__ == "<lambda>":
+        return ""
+    return f": that is a function, call it, {value.__name__}(...)"
+
+
 def _shown_array(value: Any) -> str:
     if isinstance(value, jax.core.Tracer):
         return f"<{value.aval.str_short()}>"

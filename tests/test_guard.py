@@ -9,9 +9,10 @@ import optax
 import pytest
 
 import byzjax
-from byzjax import attacks
+from byzjax import attacks, rules
 
 M, D = 8, 48
+KEY = jax.random.key(0)
 
 
 def guarded(rule=None, m=M, **options):
@@ -332,6 +333,51 @@ def jitted(function):
     return jax.jit(function)
 
 
+def wrappers():
+    yield lambda rule: byzjax.nnm(rule, 1)
+    yield lambda rule: byzjax.ctma(rule, 1)
+    yield lambda rule: byzjax.arc(rule, 1)
+    yield lambda rule: byzjax.clipping(rule, 1.0)
+    yield lambda rule: byzjax.bucketing(rule, 2)
+    yield guarded
+    yield lambda rule: rules.premixed("own", rule, lambda g: jnp.eye(g.num_workers))
+    yield lambda rule: rules.prescaled("own", rule, lambda g: jnp.ones(g.num_workers))
+
+
+def test_what_is_around_a_guard_would_hide_the_rows_from_it():
+    keyed = byzjax.with_key(guarded(byzjax.bucketing(byzjax.median(), 2)), KEY)
+    for wrap in wrappers():
+        for rule in (guarded(), keyed):
+            with pytest.raises(ValueError, match=r"watches the rows as they come: put"):
+                wrap(rule)
+    for inside in (byzjax.nnm(byzjax.median(), 1), byzjax.arc(byzjax.mean(), 1)):
+        guarded(inside)
+
+
+def test_a_trainer_refuses_memories_before_a_guard():
+    def made(worker, rule):
+        return byzjax.trainer(
+            lambda params, batch: jnp.mean((params["x"] - batch) ** 2) * params["c"],
+            aggregator=rule,
+            worker=worker,
+            server=optax.sgd(0.1),
+            num_workers=M,
+        )
+
+    params = {"x": jnp.zeros(3), "c": jnp.ones(())}
+    match = r"remembers no gradients with guard\(median\(\), 8\).*got worker=momentum"
+    with pytest.raises(ValueError, match=match):
+        made(byzjax.momentum(0.9), guarded()).init(params)
+    for worker in (byzjax.storm(), optax.adam(0.1), optax.ema(0.9)):
+        with pytest.raises(ValueError, match="needs a worker that remembers no grad"):
+            made(worker, guarded()).init(params)
+    clip = optax.clip_by_global_norm(1.0)
+    noise = optax.add_noise(0.1, 0.5, jax.random.key(0))
+    for worker in (None, clip, noise, optax.scale_by_schedule(lambda step: 1.0)):
+        made(worker, guarded()).init(params)
+    made(byzjax.momentum(0.9), byzjax.median()).init(params)
+
+
 def test_bad_arguments_are_refused():
     median = byzjax.median()
     for make, error, match in (
@@ -347,10 +393,15 @@ def test_bad_arguments_are_refused():
             ValueError,
             "guard has no weighted form",
         ),
-        (
-            lambda: guarded(byzjax.krum(3)).aggregate(jnp.ones((M, 2))),
-            ValueError,
-            "krum needs num_workers",
+        (lambda: guarded(byzjax.krum(3)), ValueError, "krum needs num_workers"),
+        *(
+            (lambda rule=rule: guarded(rule), ValueError, "that bears a Byzantine wor")
+            for rule in (
+                byzjax.mean(),
+                byzjax.trimmed_mean(0),
+                byzjax.nnm(median, 0),
+                byzjax.bucketing(median, 4),
+            )
         ),
         (lambda: byzjax.guard_report(()), ValueError, "got 0 in a tuple"),
         (

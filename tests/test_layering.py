@@ -30,7 +30,12 @@ LAYERS = [
     ],
     ["byzjax.trees"],
     ["byzjax.base", "byzjax.partition*", "byzjax.poisoning*"],
-    ["byzjax.attack", "byzjax.stacking", "byzjax.aggregators.claims"],
+    [
+        "byzjax.attack",
+        "byzjax.stacking",
+        "byzjax.aggregators.bearing",
+        "byzjax.aggregators.claims",
+    ],
     [
         "byzjax.numerics",
         "byzjax.numerics._loops",

@@ -98,6 +98,9 @@ def test_one_rule_in_full(name, capsys):
         (["demo", "--attack", "ali"], "nothing is called 'ali'; did you mean alie"),
         (["demo", "--attack", "gaussian"], "gaussian asks for std"),
         (["demo", "--attack", "optimized"], "optimized asks for attack, aggregator"),
+        (["rules", "attacks.alie"], "alie is one of the attacks: byzjax attacks alie"),
+        (["attacks", "byzjax.nnm"], "nnm is one of the rules: byzjax rules nnm"),
+        (["demo", "--attack", "krum"], "krum is one of the rules: byzjax rules krum"),
         (["info", "extra"], "no argument 'extra'"),
     ],
 )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from byzjax import checks
-from byzjax.aggregators import claims
+from byzjax.aggregators import bearing, claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -72,4 +72,6 @@ def aksel(
         at_most = num_selected or m - f
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
-    return Aggregator(optax.init_empty_state, update, check=check)
+    return Aggregator(
+        optax.init_empty_state, update, check=check, bears=bearing.told(f)
+    )

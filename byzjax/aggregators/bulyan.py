@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from byzjax import checks, loops
-from byzjax.aggregators import claims, krum
+from byzjax.aggregators import bearing, claims, krum
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -94,7 +94,9 @@ def bulyan(
 
         return stacked.along_workers(reduce, updates), state
 
-    return Aggregator(optax.init_empty_state, update, check=check)
+    return Aggregator(
+        optax.init_empty_state, update, check=check, bears=bearing.told(f)
+    )
 
 
 def _repeated_krum(squared_distances, present, n, f, squared):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from byzjax import checks, loops
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -97,7 +97,9 @@ def caf(num_byzantine: int, *, scale: str = "all") -> Aggregator:
         best = loops.while_loop(filtering, step, carry)[3]
         return stacked.normalized(best)
 
-    return lift.geometric("caf", weigh, check=checks.minority("caf", f), absent=True)
+    check = checks.minority("caf", f)
+    bears = bearing.told(f)
+    return lift.geometric("caf", weigh, check=check, bears=bears, absent=True)
 
 
 def _spread(gram, weights):

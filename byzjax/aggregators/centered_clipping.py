@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import checks, loops, trees
-from byzjax.aggregators import claims
+from byzjax.aggregators import bearing, claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -100,4 +100,4 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
         kept = jax.tree.map(lambda new, v: new.astype(v.dtype), center, state.center)
         return center, CenteredClippingState(kept)
 
-    return Aggregator(init, update)
+    return Aggregator(init, update, bears=bearing.minority)

@@ -1,7 +1,7 @@
 """Comparative gradient elimination: the mean of the shortest rows."""
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -47,6 +47,7 @@ def cge(num_byzantine: int) -> Aggregator:
         "cge",
         weigh,
         check=check,
+        bears=bearing.told(f),
         absent=True,
         distances=False,
         keeps=lambda m: m - f,

@@ -27,11 +27,17 @@ def refuse_weights(name: str, weights: jax.Array | None) -> None:
         )
 
 
-def refuse_absent(name: str) -> NoReturn:
-    """Says by name that a rule has no form for absent workers."""
+def refuse_absent(name: str, lifted: str) -> NoReturn:
+    """Says by name that a rule has no form for absent workers.
+
+    Args:
+      name: the rule's.
+      lifted: how a rule that one lifts oneself gets one.
+    """
     raise ValueError(
         f"{name} has no form for absent workers, got present: give it the rows of "
-        "those present alone, or another rule"
+        "those present alone, or another rule; one of your own has a form for them if "
+        f"{lifted}"
     )
 
 

@@ -7,7 +7,7 @@ import optax
 from jax import lax
 
 from byzjax import checks, loops
-from byzjax.aggregators import claims
+from byzjax.aggregators import bearing, claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 from byzjax.trees import accumulator_dtype
@@ -110,7 +110,9 @@ def dnc(
         shares = jnp.where(finite, shares, 0)
         return stacked.weighted_sum(updates, shares), state
 
-    return Aggregator(optax.init_empty_state, update, check=check)
+    return Aggregator(
+        optax.init_empty_state, update, check=check, bears=bearing.told(f)
+    )
 
 
 def _sampled_gram(rows, finite, unit, count, key):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from byzjax import checks, loops
-from byzjax.aggregators import claims, lift, newton
+from byzjax.aggregators import bearing, claims, lift, newton
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -108,7 +108,9 @@ def geometric_median(
         return _weiszfeld(geometry, prior, start, nu, num_iterations, tolerance)
 
     if init != "median":
-        return lift.geometric(name, weigh, weighted=True, absent=True)
+        return lift.geometric(
+            name, weigh, bears=bearing.minority, weighted=True, absent=True
+        )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
@@ -119,7 +121,7 @@ def geometric_median(
         shares = jnp.where(geometry.finite, weigh(geometry, weights), 0)
         return stacked.weighted_sum(updates, shares, origin=center), state
 
-    return Aggregator(optax.init_empty_state, update)
+    return Aggregator(optax.init_empty_state, update, bears=bearing.minority)
 
 
 def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -62,7 +62,10 @@ def krum(
         return order.mark_nearest(scores, 1)
 
     check = _krum_check("krum", f, num_neighbors)
-    return lift.geometric("krum", weigh, check=check, absent=True, keeps=lambda m: 1)
+    bears = bearing.told(f)
+    return lift.geometric(
+        "krum", weigh, check=check, bears=bears, absent=True, keeps=lambda m: 1
+    )
 
 
 def multi_krum(
@@ -122,6 +125,7 @@ def multi_krum(
         name,
         weigh,
         check=check,
+        bears=bearing.told(f),
         absent=True,
         keeps=lambda m: min(num_selected or m - f, m),
     )

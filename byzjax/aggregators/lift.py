@@ -18,7 +18,7 @@ import jax.typing
 import optax
 
 from byzjax import base, checks
-from byzjax.aggregators import claims
+from byzjax.aggregators import bearing, claims
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
 
@@ -28,6 +28,7 @@ def coordinatewise(
     reduce: Callable[..., jax.Array],
     *,
     check: base.Check | None = None,
+    bears: Callable[[int], int] | None = None,
     weighted: bool = False,
 ) -> Aggregator:
     """Lifts a function of one leaf to an aggregator.
@@ -38,6 +39,8 @@ def coordinatewise(
         a second argument when the rule is weighted and weights are given, and with
         `present=` `[m]` of bools when some rows may be absent, if it takes that.
       check: raises if the rule cannot serve m workers.
+      bears: m → how many Byzantine workers it bears at most, such as `lambda m: f`, so
+        that a meta-rule that is told more refuses it; None if nothing is known.
       weighted: whether `reduce` takes weights.
     """
     _check_lifted(name, reduce)
@@ -54,7 +57,7 @@ def coordinatewise(
         if present is None:
             found = reduce(rows, *weights)
         elif "present" not in inspect.signature(reduce).parameters:
-            claims.refuse_absent(name)
+            claims.refuse_absent(name, "its reduce takes present, bools [m]")
         else:
             found = reduce(rows, *weights, present=present)
         _check_shape(name, "its reduce to return", found, rows.shape[1:])
@@ -62,7 +65,9 @@ def coordinatewise(
 
     if weighted:
         update = claims.equal_weights_are_none(update)
-    return Aggregator(optax.init_empty_state, update, check=check, reduce=reduced)
+    return Aggregator(
+        optax.init_empty_state, update, check=check, bears=bears, reduce=reduced
+    )
 
 
 def geometric(
@@ -70,6 +75,7 @@ def geometric(
     weigh: Callable[..., jax.Array],
     *,
     check: base.Check | None = None,
+    bears: Callable[[int], int] | None = None,
     weighted: bool = False,
     absent: bool = False,
     distances: bool = True,
@@ -82,6 +88,7 @@ def geometric(
       weigh: `Geometry` → weights `[m]`, or (`Geometry`, weights `[m]` or None) → `[m]`
         for a weighted rule.
       check: raises if the rule cannot serve m workers.
+      bears: m → how many Byzantine workers it bears at most; see `coordinatewise`.
       weighted: whether `weigh` takes weights.
       absent: whether `weigh` counts `geometry.num_present` workers, not `num_workers`,
         and so serves rows that are absent.
@@ -93,7 +100,11 @@ def geometric(
 
     def full(geometry, /, *, key=None, weights=None):
         if geometry.present is not None and not absent:
-            claims.refuse_absent(name)
+            claims.refuse_absent(
+                name,
+                "its weigh counts geometry.num_present workers, and is lifted with "
+                "absent=True",
+            )
         m, present = geometry.num_workers, geometry.present
         if weighted:
             own = claims.check_weights(name, weights, m, present)
@@ -104,7 +115,7 @@ def geometric(
         _check_shape(name, "its weigh to return weights", found, (m,))
         return found
 
-    return from_weigh(full, check=check, distances=distances, keeps=keeps)
+    return from_weigh(full, check=check, bears=bears, distances=distances, keeps=keeps)
 
 
 def from_weigh(
@@ -188,7 +199,7 @@ def premixed(
       distances: whether `matrix` reads distances between workers; if not, it is given
         a geometry of norms alone where that saves the pass for them.
     """
-    base.check_aggregator(name, rule)
+    bearing.check_base(name, rule)
 
     def check_both(m):
         if check is not None:
@@ -257,6 +268,7 @@ def prescaled(
     factors: Callable[[stacked.Geometry], jax.Array],
     *,
     check: base.Check | None = None,
+    bears: Callable[[int], int] | None = None,
 ) -> Aggregator:
     """A rule applied to y_i = s_i x_i, with s decided by the norms of x.
 
@@ -266,13 +278,16 @@ def prescaled(
       factors: `Geometry`, perhaps of norms alone → s `[m]`, 0 for rows that are not
         finite, at most 1.
       check: raises if the wrapper cannot serve m workers.
+      bears: m → how many Byzantine workers it bears at most, if that is not the base's.
     """
-    base.check_aggregator(name, rule)
+    bearing.check_base(name, rule)
 
     def check_both(m):
         if check is not None:
             check(m)
         rule.check(m)
+
+    bears = bears or rule.bears
 
     def scaling(geometry, weights):
         claims.refuse_weights(name, weights)
@@ -291,7 +306,7 @@ def prescaled(
             weigh,
             check=check_both,
             trusted=rule.trusted,
-            bears=rule.bears,
+            bears=bears,
             distances=rule.distances,
         )
 
@@ -302,7 +317,7 @@ def prescaled(
         scaled = stacked.scale(updates, s)
         return rule.inside(scaled, state, params, key=key, present=present, **extra)
 
-    return base.around(rule, rule.init, update, check=check_both)
+    return base.around(rule, rule.init, update, check=check_both, bears=bears)
 
 
 def clipped_mean(

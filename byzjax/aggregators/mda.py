@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from byzjax import checks, loops
-from byzjax.aggregators import lift, subsets
+from byzjax.aggregators import bearing, lift, subsets
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -63,4 +63,5 @@ def mda(num_byzantine: int) -> Aggregator:
         return subsets.best(m, m - f, diameters, squared_distances.dtype) / (m - f)
 
     check = subsets.check("mda", f, _MOST_SUBSETS)
-    return lift.geometric("mda", weigh, check=check, keeps=lambda m: m - f)
+    bears = bearing.told(f)
+    return lift.geometric("mda", weigh, check=check, bears=bears, keeps=lambda m: m - f)

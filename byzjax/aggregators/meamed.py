@@ -1,7 +1,7 @@
 """The mean around the median, per coordinate."""
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -47,4 +47,7 @@ def meamed(num_byzantine: int, *, even: str = "midpoint") -> Aggregator:
         return order.nearest_mean(rows, center, f, present)
 
     check = checks.minority("meamed", f)
-    return lift.coordinatewise("meamed", order.summable(reduce), check=check)
+    bears = bearing.told(f)
+    return lift.coordinatewise(
+        "meamed", order.summable(reduce), check=check, bears=bears
+    )

@@ -38,11 +38,15 @@ def mean() -> Aggregator:
             shares = checked.astype(dtype) / jnp.sum(checked.astype(dtype))
         return stacked.weighted_sum(updates, shares), state
 
-    def weigh(geometry, weights):
-        shares = jnp.where(geometry.finite, 1.0 if weights is None else weights, 0)
-        return stacked.normalized(shares)
-
-    # Inside a meta-rule the mean is a weighting like any other, of the finite rows.
-    inside = lift.geometric("mean", weigh, weighted=True, absent=True, distances=False)
     update = claims.equal_weights_are_none(update)
-    return Aggregator(inside.init, update, weigh=inside.weigh, distances=False)
+    # It bears nobody, and does not say so: a meta-rule may be all the defence there is.
+    return Aggregator(_INSIDE.init, update, weigh=_INSIDE.weigh, distances=False)
+
+
+def _weigh(geometry, weights):
+    shares = jnp.where(geometry.finite, 1.0 if weights is None else weights, 0)
+    return stacked.normalized(shares)
+
+
+# Inside a meta-rule the mean is a weighting like any other, of the finite rows.
+_INSIDE = lift.geometric("mean", _weigh, weighted=True, absent=True, distances=False)

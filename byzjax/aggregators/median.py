@@ -1,7 +1,7 @@
 """The coordinate-wise median."""
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -46,4 +46,4 @@ def median(*, even: str = "midpoint") -> Aggregator:
             return order.middle(rows, even=even, present=present)
         return order.weighted_median(rows, weights)
 
-    return lift.coordinatewise("median", reduce, weighted=True)
+    return lift.coordinatewise("median", reduce, bears=bearing.minority, weighted=True)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -37,4 +37,6 @@ def medoid() -> Aggregator:
         sums = jax.lax.stop_gradient(geometry.summed_distances(ones))
         return order.mark_nearest(sums, 1)
 
-    return lift.geometric("medoid", weigh, absent=True, keeps=lambda m: 1)
+    return lift.geometric(
+        "medoid", weigh, bears=bearing.minority, absent=True, keeps=lambda m: 1
+    )

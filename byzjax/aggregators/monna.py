@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from byzjax import checks
-from byzjax.aggregators import claims, lift
+from byzjax.aggregators import bearing, claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -73,5 +73,6 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
         *(geometric.init, update),
         check=check,
         trusted=(pivot,),
+        bears=bearing.told(f),
         weigh=geometric.weigh,
     )

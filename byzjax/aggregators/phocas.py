@@ -1,7 +1,7 @@
 """The mean around the trimmed mean, per coordinate."""
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -43,4 +43,7 @@ def phocas(num_byzantine: int) -> Aggregator:
         return order.nearest_mean(rows, center, f, present)
 
     check = checks.minority("phocas", f)
-    return lift.coordinatewise("phocas", order.summable(reduce), check=check)
+    bears = bearing.told(f)
+    return lift.coordinatewise(
+        "phocas", order.summable(reduce), check=check, bears=bears
+    )

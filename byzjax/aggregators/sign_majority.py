@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -43,4 +43,4 @@ def sign_majority() -> Aggregator:
             ]
         return jnp.sign(order.row_sum(votes))
 
-    return lift.coordinatewise("sign_majority", reduce)
+    return lift.coordinatewise("sign_majority", reduce, bears=bearing.minority)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from byzjax import checks, loops
-from byzjax.aggregators import lift, subsets
+from byzjax.aggregators import bearing, lift, subsets
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
 
@@ -74,4 +74,7 @@ def smea(num_byzantine: int) -> Aggregator:
         return subsets.best(m, count, eigenvalues, gram.dtype) / count
 
     check = subsets.check("smea", f, _MOST_SUBSETS)
-    return lift.geometric("smea", weigh, check=check, keeps=lambda m: m - f)
+    bears = bearing.told(f)
+    return lift.geometric(
+        "smea", weigh, check=check, bears=bears, keeps=lambda m: m - f
+    )

@@ -1,7 +1,7 @@
 """The coordinate-wise trimmed mean."""
 
 from byzjax import checks
-from byzjax.aggregators import lift
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -49,5 +49,6 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
         "trimmed_mean",
         order.summable(reduce),
         check=checks.minority("trimmed_mean", f),
+        bears=bearing.told(f),
         weighted=True,
     )

@@ -23,8 +23,16 @@ def present(owner: str, present: Any, m: int) -> Any:
     return given if isinstance(given, jax.core.Tracer) else np.asarray(given)
 
 
-def extras(owner: str, given: Collection[str], takes: Collection[str]) -> None:
+def extras(
+    owner: str, given: Collection[str], takes: Collection[str], cure: str = ""
+) -> None:
     """Refuses a keyword that nothing would read, as a misspelt one is not.
+
+    Args:
+      owner: what is called.
+      given: names of the keywords.
+      takes: those that something reads.
+      cure: how a rule of one's own takes one, for those that are not misspelt.
 
     Raises:
       TypeError: as Python does for a function without such a keyword.
@@ -35,7 +43,7 @@ def extras(owner: str, given: Collection[str], takes: Collection[str]) -> None:
         near = difflib.get_close_matches(name, takes, n=1)
         raise TypeError(
             f"{owner} needs keywords that it takes ({', '.join(sorted(takes))}), got "
-            f"{name}=...{f': did you mean {near[0]}?' if near else ''}"
+            f"{name}=...{f': did you mean {near[0]}?' if near else cure}"
         )
 
 
@@ -46,8 +54,14 @@ def count(name: str, *, minimum: int = 0, **value: Any) -> int:
     """
     ((keyword, number),) = value.items()
     if isinstance(number, bool) or not isinstance(number, int | np.integer):
+        cure = ""
+        if isinstance(number, jax.Array):
+            cure = (
+                ": give a Python int, from outside of jit; optax.inject_hyperparams "
+                f'leaves it one with static_args=("{keyword}",)'
+            )
         raise TypeError(
-            f"{name} needs {keyword} to be a static int, got {keyword}={number!r}"
+            f"{name} needs {keyword} to be a static int, got {keyword}={number!r}{cure}"
         )
     if number < minimum:
         raise ValueError(f"{name} needs {keyword} >= {minimum}, got {keyword}={number}")

@@ -1,5 +1,6 @@
 """Trees of arrays, and which of them are stacked: `checks.num_workers` and the like."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +65,11 @@ def stacked(updates: Any, params: Any = None) -> int:
             )
         return m
     got, want = jax.tree.structure(updates), jax.tree.structure(params)
+    if got != want and _are_clients(updates, params):
+        raise ValueError(
+            f"updates need to be one stacked tree, got a {type(updates).__name__} of "
+            f"{len(updates)} trees like params: {_STACK_VALUES}"
+        )
     if got != want:
         raise ValueError(
             f"updates need to be stacked, with the structure of params, {want}, got "
@@ -85,24 +91,61 @@ def stacked(updates: Any, params: Any = None) -> int:
     return m
 
 
+_STACKED = (
+    "stacked leaves are [num_workers, ...], as jax.vmap(jax.grad(loss_fn), (None, 0)) "
+    "makes them of params and [num_workers, ...] batches"
+)
+_STACK_VALUES = (
+    "a dict of one tree a worker is stacked by byzjax.stack(list(trees.values()))"
+)
+
+
 def _how_to_stack(updates: Any) -> str:
     """What to do with updates that are not stacked, for the end of an error."""
     if _is_list_of_trees(updates):
         return "a list of one tree a worker is stacked by byzjax.stack(trees)"
+    if is_dict_of_trees(updates):
+        return f"{_STACKED}; {_STACK_VALUES}"
     return (
-        "stacked leaves are [num_workers, ...], as jax.vmap(jax.grad(loss_fn), "
-        "(None, 0)) makes them of params and [num_workers, ...] batches; MultiSteps "
-        "and the like go in front of a rule, in byzjax.per_worker, and not around it"
+        f"{_STACKED}; params are those of one worker, a chain has one rule, and "
+        "MultiSteps and the like go in front of it, in byzjax.per_worker, and not "
+        "around it"
     )
+
+
+def of_first_axis(updates: Any) -> str:
+    """Where a number of workers came from, for errors of rules that it does not suit.
+
+    One tree a worker in a dict is no mistake that one can tell from a stacked tree of
+    equal layers, so it is only mentioned.
+    """
+    clients = f"; {_STACK_VALUES}" if is_dict_of_trees(updates) else ""
+    return f": num_workers is the first axis of updates; {_STACKED}{clients}"
 
 
 def _is_list_of_trees(updates: Any) -> bool:
     """Whether it is a list or tuple of at least two trees of equal arrays."""
     if not isinstance(updates, list | tuple) or hasattr(updates, "_fields"):
         return False
-    kinds = {jax.tree.structure(tree) for tree in updates}
-    arrays = {tuple(map(_kind, jax.tree.leaves(tree))) for tree in updates}
-    return len(updates) > 1 and len(kinds) == len(arrays) == 1
+    return _are_equal_trees(updates, _kind)
+
+
+def is_dict_of_trees(updates: Any) -> bool:
+    """Whether it is a mapping to at least two trees of equal arrays."""
+    return isinstance(updates, Mapping) and _are_equal_trees([*updates.values()], _kind)
+
+
+def _are_clients(updates: Any, params: Any) -> bool:
+    """Whether it is a mapping to trees that are like params, and so none of rows."""
+    if not isinstance(updates, Mapping) or not updates:
+        return False
+    return _are_equal_trees([*updates.values(), params], np.shape)
+
+
+def _are_equal_trees(trees: Sequence[Any], kind: Callable[[Any], Any]) -> bool:
+    kinds = {jax.tree.structure(tree) for tree in trees}
+    arrays = {tuple(map(kind, jax.tree.leaves(tree))) for tree in trees}
+    return len(trees) > 1 and len(kinds) == len(arrays) == 1
 
 
 def _kind(leaf: Any) -> tuple[Any, str]:

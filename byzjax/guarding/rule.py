@@ -4,7 +4,7 @@ import jax
 import optax
 
 from byzjax import base, checks, loops
-from byzjax.aggregators import claims
+from byzjax.aggregators import bearing, claims
 from byzjax.aggregators.mean import mean
 from byzjax.base import Aggregator
 from byzjax.guarding import account
@@ -52,11 +52,12 @@ def guard(
     averaged like them. The mean's time and one geometry, O(dm²).
 
     Sharp edges. *Momentum* belongs after the guard, in the server: the workers' own has
-    a past that stays with them, so that a row once far out is so for many steps.
-    *Workers whose data differ* do
-    not change places, and one of them will be suspected; so will one that sees the same
-    shard again and again. Draw batches of all data, or shuffle between epochs. A
-    rule that remembers sees no step but those it serves. Under `jax.vmap` both the mean
+    a past that stays with them, so that a row once far out is so for many steps; a
+    trainer refuses it. *Workers whose data differ* do not change places, and one of
+    them will be suspected; so will one that sees the same shard again and again. Draw
+    batches of all data, or shuffle between epochs. A rule that remembers sees no step
+    but those it serves. *Meta-rules* belong inside, `guard(nnm(rule, f), m)`: around
+    the guard they would hide from it what it watches. Under `jax.vmap` both the mean
     and the rule are computed.
 
     Args:
@@ -72,7 +73,9 @@ def guard(
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: a number out of range; weights; updates of another number of workers.
+      ValueError: a number out of range; a rule that bears nobody, as the mean, that
+        does not serve m workers, or that has a guard in it; weights; updates of another
+        number of workers. From a meta-rule other than `with_key`, a guard as its base.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp
@@ -93,7 +96,7 @@ def guard(
       https://arxiv.org/abs/1912.06116, for their mean. The bets themselves are ours.
     """
     name = "guard"
-    base.check_aggregator(name, rule)
+    bearing.check_base(name, rule)
     m = checks.count(name, num_workers=num_workers, minimum=account.FEWEST)
     rate = checks.number(
         name, false_alarms=false_alarms, open_interval=True, static=True
@@ -107,6 +110,15 @@ def guard(
         window=checks.count(name, window=window, minimum=2),
     )
     plain = mean()
+    # That of all means is one function.
+    defenceless = rule.weigh is plain.weigh
+    if defenceless or (rule.bears is not None and rule.bears(m) < 1):
+        raise ValueError(
+            f"{name} needs a rule that bears a Byzantine worker of num_workers={m}, "
+            f"which serves while one is suspected, got {rule!r}: give median(), or "
+            "nnm(median(), 1)"
+        )
+    rule.check(m)  # Else it would fail in the first step.
 
     def init(params):
         return account.first(terms, rule.init(params))
@@ -134,4 +146,4 @@ def guard(
         out, rule_state = loops.cond(serves, robustly, plainly)
         return out, state._replace(rule_state=rule_state)
 
-    return base.around(rule, init, update)
+    return base.around(rule, init, update, outermost=True)

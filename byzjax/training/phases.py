@@ -145,12 +145,20 @@ def aggregated(
     return direction, rule_state, WorkerMetrics(influence, distance)
 
 
-def served(setup: Setup, direction: Tree, state: TrainState) -> tuple[Tree, Any]:
-    """x_{t+1} = server(x_t, d̂), and the server's state."""
+def served(
+    setup: Setup, direction: Tree, state: TrainState, enough: jax.Array | None
+) -> tuple[Tree, Any]:
+    """x_{t+1} = server(x_t, d̂), and the server's state; both stay if not `enough`.
+
+    Zeros would not do: momentum moves the parameters without any direction.
+    """
     server = optax.with_extra_args_support(setup.server)
     updates, server_state = server.update(direction, state.server_state, state.params)
     checks.alike("trainer.step", "the server's updates", updates, state.params)
-    return optax.apply_updates(state.params, updates), server_state
+    new = optax.apply_updates(state.params, updates), server_state
+    if enough is None:
+        return new
+    return trees.kept(enough, new, (state.params, state.server_state))
 
 
 def model_state_of(
@@ -179,7 +187,7 @@ def model_state_of(
     absent = {} if present is None else {"present": present}
     out, after = rule.update(new, rule_state, old, key=keys[1], **absent)
     good = trees.stays_finite(out, old)
-    enough = None if present is None else _enough(setup.model_rule, present)
+    enough = enough_for(setup.model_rule, present)
     if enough is not None:
         good &= enough
     rule_state = trees.kept(good, after, rule_state)
@@ -204,9 +212,9 @@ def measured(
         count = jnp.maximum(jnp.sum(there), 1)
         shares = jnp.where(there, 1 / count.astype(shares.dtype), 0)
         parts = jnp.where(there, losses / count.astype(wide), 0)
-        enough = _enough(setup.aggregator, present)
+        enough = enough_for(setup.aggregator, present)
         if setup.has_model_state and enough is not None:
-            of_model = _enough(setup.model_rule, present)
+            of_model = enough_for(setup.model_rule, present)
             enough = None if of_model is None else enough & of_model
     center = stacked.weighted_sum(honest, shares)
     return Metrics(
@@ -219,9 +227,16 @@ def measured(
     )
 
 
-def _enough(rule, present):
-    """Whether a rule can serve those present; None of a chain, which says nothing."""
-    return rule.enough(present) if isinstance(rule, base.Aggregator) else None
+def enough_for(
+    rule: optax.GradientTransformation, present: jax.Array | None
+) -> jax.Array | None:
+    """Whether a rule can serve those present; None of all, and of a chain.
+
+    That does not say what is in it.
+    """
+    if present is None or not isinstance(rule, base.Aggregator):
+        return None
+    return rule.enough(present)
 
 
 def _loss_and_more(setup, returned):

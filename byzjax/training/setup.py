@@ -5,13 +5,16 @@ import difflib
 from collections.abc import Callable, Collection
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from byzjax import checks
+from byzjax import checks, written
 from byzjax.attack import Attack
 from byzjax.base import Aggregator
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import check_layout, check_workers
+from byzjax.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +73,22 @@ class Setup:
             ("model_state_attack", self.model_attack, forger),
         ):
             if not isinstance(value, kind):
-                raise TypeError(f"trainer needs {keyword} to be {name}, got {value!r}")
+                raise TypeError(
+                    f"trainer needs {keyword} to be {name}, got {value!r}"
+                    f"{written.not_called(value)}"
+                )
         whose = {"worker": "a worker's gradient", "server": "the aggregate"}
         for keyword, what in whose.items():
             if isinstance(getattr(self, keyword), Aggregator | Attack):
                 raise TypeError(
                     f"trainer needs {keyword} to read one tree, {what}, not a stack, "
                     f"got {getattr(self, keyword)!r}"
+                )
+        for value in (self.aggregator, self.model_rule):
+            if isinstance(value, Attack):
+                raise TypeError(
+                    f"trainer needs aggregator to be a rule, got {value!r}: an attack "
+                    "is given as attack=..., or model_state_attack=..."
                 )
         functions = {"loss_fn": self.loss_fn}
         if self.poison is not None:
@@ -98,6 +110,21 @@ class Setup:
                 f"{self.aggregator!r}: put what follows the rule in a chain into the "
                 "server, as server=optax.chain(...)"
             )
+
+    def check_memory(self, worker_state: Tree, params: Tree) -> None:
+        """A rule that watches wants rows that could change places in every step."""
+        if not isinstance(self.aggregator, Aggregator) or not self.aggregator.outermost:
+            return
+        of_params = {jnp.shape(leaf) for leaf in jax.tree.leaves(params)}
+        for leaf in map(jnp.asarray, jax.tree.leaves(worker_state)):
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            if floating and leaf.size > 1 and leaf.shape in of_params:
+                raise ValueError(
+                    "trainer.init needs a worker that remembers no gradients with "
+                    f"{self.aggregator!r}, which watches those of each step, got "
+                    f"worker={written.shown(self.worker)}: put momentum into the "
+                    "server, as server=optax.chain(byzjax.momentum(), ...)"
+                )
 
     def taken_by(self, extra: Collection[str]) -> frozenset[str]:
         """Which extra arguments of a step the aggregator reads, or may read.

@@ -66,10 +66,12 @@ class Metrics(NamedTuple):
       aux: with `has_aux`, what `loss_fn` returned beside the loss at x_t, by worker,
         of the honest ones, leaves `[m − f, ...]`; else None.
       workers: with `report_workers`, a `WorkerMetrics`; else None.
-      enough: with `present`, whether enough workers were there for the rule, `[]`; if
-        not, the server was given zeros, or the model state stayed. Else None, and where
-        the aggregator is a chain, which does not say. Losses and means then are of the
-        honest workers that were there, and `aux` of all.
+      enough: with `present`, whether enough workers were there for the rule and that of
+        the model state, `[]`; for which they were not, that stayed: params and the
+        server's state, or the model state. Else None, and where the aggregator is a
+        chain, which does not say: give it the rule alone, and what follows to the
+        server. Losses and means then are of the honest workers that were there, and
+        `aux` of all.
     """
 
     loss: jax.Array  # []

@@ -106,7 +106,9 @@ def trainer(
       batches `[m, b, ...]`, `key` for attacks and rules that draw, and `extra` for the
       aggregator: `weights`, and `present`, bools `[m]`: which workers take part in this
       step. What the others' batches hold does not matter, their states stay, and
-      attackers do not see them. Jit it, scan it, vmap it, donate its state.
+      attackers do not see them. Where too few are there for the rule, the parameters
+      and the states of rule and server stay, and `Metrics.enough` says so; a chain as
+      aggregator cannot. Jit it, scan it, vmap it, donate its state.
 
     Raises:
       TypeError: an aggregator, server, worker or attack of the wrong kind; in `step`
@@ -180,6 +182,11 @@ def trainer(
     ) -> tuple[TrainState, Metrics]:
         checks.extras("trainer.step", extra, setup.taken_by(extra))
         _check_batches(batches, setup.num_workers, setup.num_given)
+        if key is None:
+            raise ValueError(
+                "trainer.step needs a key, got key=None: give each step its own, of "
+                "jax.random.split(jax.random.key(0), num_steps)"
+            )
         keys = jax.random.split(checks.key("trainer.step", key), 4)
         present = extra.get("present")
         if present is not None:
@@ -216,7 +223,8 @@ def trainer(
             metrics = phases.measured(setup, sent, direction, of_workers, present)
         attack_state = _kept(way, attack, attack_state)
         aggregator_state = _kept(way, aggregator, aggregator_state)
-        params, server_state = phases.served(setup, way.back(direction), state)
+        enough = phases.enough_for(aggregator, present)
+        params, server_state = phases.served(setup, way.back(direction), state, enough)
         model_state, model_rule_states = _model_state(
             setup, sent.model_states, state, (keys[2], keys[3]), present
         )
@@ -278,7 +286,9 @@ def _initial(setup, params, model_state):
     params = jax.tree.map(jnp.copy, params)
     model_state = jax.tree.map(jnp.copy, model_state)
     attack, model_attack = setup.attack, setup.model_attack
-    worker_state = copies(setup.worker.init(params), setup.num_rows)
+    worker_state = setup.worker.init(params)
+    setup.check_memory(worker_state, params)
+    worker_state = copies(worker_state, setup.num_rows)
     way, layout = Way(setup.layout, params), setup.layout
     models = Way(None if layout is None else layout.of_replicated, model_state)
     rule_state = None

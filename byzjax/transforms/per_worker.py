@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import checks, trees
+from byzjax import checks, trees, written
 from byzjax.attack import Attack
 from byzjax.base import Aggregator
 from byzjax.trees import Tree
@@ -68,7 +68,7 @@ def per_worker(
     if not isinstance(transform, optax.GradientTransformation):
         raise TypeError(
             "per_worker needs transform to be an optax.GradientTransformation, got "
-            f"{transform!r}"
+            f"{transform!r}{written.not_called(transform)}"
         )
     m = checks.count("per_worker", num_workers=num_workers, minimum=1)
     one = optax.with_extra_args_support(transform)

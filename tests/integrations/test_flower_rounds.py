@@ -283,6 +283,22 @@ def test_a_rule_that_is_none_is_refused():
         robust.start(FakeGrid({1: honest, 2: honest, 3: honest}), model(), 1)
 
 
+def test_a_rule_told_a_smaller_f_is_refused_or_serves_no_round(caplog):
+    with pytest.raises(ValueError, match=r"^RobustStrategy needs .*bears 1 at most"):
+        RobustStrategy(byzjax.nnm(byzjax.trimmed_mean(1), 1), num_byzantine=2)
+    grid = FakeGrid(dict.fromkeys(range(1, 11), honest))
+    for of_f, f in ((byzjax.trimmed_mean(1), 0.2), (lambda f: byzjax.krum(1), 2)):
+        caplog.clear()
+        robust = RobustStrategy(of_f, num_byzantine=f, fraction_evaluate=0)
+        result = robust.start(grid, model(), 1)
+        assert result.train_metrics_clientapp[1]["model-kept"] == 1
+        assert "bears its num_byzantine=2, got" in caplog.text
+    for rule in (byzjax.trimmed_mean(3), byzjax.median(), byzjax.mean()):
+        robust = RobustStrategy(rule, num_byzantine=2, fraction_evaluate=0)
+        result = robust.start(grid, model(), 1)
+        assert result.train_metrics_clientapp[1]["model-kept"] == 0
+
+
 def test_aggregating_what_was_never_asked_is_refused():
     with pytest.raises(RuntimeError, match="needs configure_train before"):
         strategy().aggregate_train(1, [])

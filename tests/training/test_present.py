@@ -89,6 +89,38 @@ def test_too_few_are_reported():
         trainer.step(state, batches(0), KEY, present=np.ones(M))
 
 
+SERVERS = {
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "decay": optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1)),
+    "anytime": byzjax.anytime(optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_with_too_few_nothing_moves(name):
+    """Not by what the server remembers either, and the next step goes on from there."""
+    key = jax.random.key(1)
+    rule = byzjax.with_key(byzjax.bucketing(byzjax.trimmed_mean(1), 1), key)
+    trainer = made(server=SERVERS[name], aggregator=rule, attack=None, num_byzantine=0)
+    step = jax.jit(trainer.step)
+    everybody = jnp.ones(M, bool)
+    before = step(trainer.init(jnp.ones(D)), batches(0), KEY, present=everybody)[0]
+    after, metrics = step(before, batches(1), KEY, present=jnp.arange(M) < 2)
+    assert not metrics.enough
+    for part in ("params", "server_state", "aggregator_state"):
+        for x, y in zip(
+            jax.tree.leaves(getattr(after, part)),
+            jax.tree.leaves(getattr(before, part)),
+            strict=True,
+        ):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                x, y = jax.random.key_data(x), jax.random.key_data(y)
+            np.testing.assert_array_equal(x, y)
+    moved, metrics = step(after, batches(2), KEY, present=everybody)
+    assert metrics.enough
+    assert not np.array_equal(moved.params, after.params)
+
+
 def test_model_states_of_absent_workers_do_not_count():
     def with_mean(params, model_state, batch):
         del model_state

@@ -32,10 +32,10 @@ def replayed(monkeypatch, **setting):
         seen.append({"rows": np.asarray(out[0]), "state": args[3]})
         return out
 
-    def seen_served(setup, direction, state):
+    def seen_served(setup, direction, state, enough):
         seen[-1]["direction"] = np.asarray(direction)
         seen[-1]["rule_state"] = state.aggregator_state
-        return served(setup, direction, state)
+        return served(setup, direction, state, enough)
 
     monkeypatch.setattr(phases, "forged", seen_forged)
     monkeypatch.setattr(phases, "served", seen_served)

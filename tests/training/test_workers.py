@@ -263,13 +263,9 @@ def test_a_missing_key_is_refused():
 def test_links_in_the_wrong_places_are_refused():
     """None of these may broadcast its way into the parameters."""
     with jax.numpy_rank_promotion("allow"):
-        for wrong in (
-            dict(aggregator=optax.sgd(0.1)),
-            dict(aggregator=byzjax.attacks.ipm(num_byzantine=F)),
-        ):
-            trainer = make(attack=None, **wrong)
-            match = r"trainer.step needs the aggregate to have the structure and shapes"
-            refused(match, trainer, trainer.init(PARAMS), at(0))
+        trainer = make(attack=None, aggregator=optax.sgd(0.1))
+        match = r"trainer.step needs the aggregate to have the structure and shapes"
+        refused(match, trainer, trainer.init(PARAMS), at(0))
     for keyword in ("worker", "server"):
         for wrong in (byzjax.median(), byzjax.attacks.ipm(num_byzantine=F)):
             match = rf"^trainer needs {keyword} to read one tree, .*, not a stack, got"

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax import checks
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 
 
@@ -22,14 +22,14 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
 
     Args:
       rule: the base aggregator.
-      num_byzantine: f.
+      num_byzantine: f, no greater than the one that the base is told, if it is.
 
     Returns:
       An `Aggregator`.
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: m < 2f + 1 at trace time.
+      ValueError: a rule that is told a smaller f; m < 2f + 1 at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -41,12 +41,13 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
       Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan: Adaptive Gradient Clipping for
       Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432
     """
-    base.check_aggregator("arc", rule)
+    bearing.check_base("arc", rule)
     f = checks.count("arc", num_byzantine=num_byzantine)
+    bearing.check_told("arc", rule, f)
 
     def check(m):
         checks.minority("arc", f)(m)
-        base.check_bears("arc", rule, f, m)
+        bearing.check_bears("arc", rule, f, m)
 
     def factors(geometry):
         n = geometry.num_present
@@ -54,4 +55,5 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
         k = 2 * f * (n - f) // n
         return geometry.clip_factors(jnp.sort(geometry.norms)[n - k - 1])
 
-    return lift.prescaled("arc", rule, factors, check=check)
+    bears = bearing.told(f, rule)
+    return lift.prescaled("arc", rule, factors, check=check, bears=bears)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax import checks
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 
 
@@ -48,7 +48,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
       Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via
       Bucketing, 2022, https://arxiv.org/abs/2006.09365
     """
-    base.check_aggregator("bucketing", rule)
+    bearing.check_base("bucketing", rule)
     s = checks.count("bucketing", bucket_size=bucket_size, minimum=1)
 
     def check(m):
@@ -79,7 +79,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
         return -(-m // s)
 
     def bears(m):  # Every one of them may be in a bucket of its own.
-        most = (count(m) - 1) // 2
+        most = bearing.minority(count(m))
         return most if rule.bears is None else min(most, rule.bears(count(m)))
 
     def sizes(m):

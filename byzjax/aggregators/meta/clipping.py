@@ -1,7 +1,7 @@
 """Clipping: long rows are shortened before the rule sees them."""
 
-from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax import checks
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 
 
@@ -42,7 +42,7 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
       Robust Federated Learning, 2024, https://arxiv.org/abs/2405.14432 (as the static
       clipping that ARC is compared with)
     """
-    base.check_aggregator("clipping", rule)
+    bearing.check_base("clipping", rule)
     limit = checks.number("clipping", max_norm=max_norm, open_interval=True)
 
     def factors(geometry):

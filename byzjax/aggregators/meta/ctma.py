@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from byzjax import base, checks
-from byzjax.aggregators import claims, lift
+from byzjax.aggregators import bearing, claims, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
@@ -32,7 +32,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     Args:
       rule: the base aggregator A.
-      num_byzantine: f.
+      num_byzantine: f, no greater than the one that the base is told, if it is.
       ties: "lowest", or "all", the authors' code: every row as near as the (m−f)-th
         enters, and the sum is still divided by m−f. Where rows are equally far the
         result is then no mean, may leave their hull, and the guarantee is void.
@@ -42,7 +42,8 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: other `ties`; m < 2f + 1, or weights with all ties, at trace time.
+      ValueError: other `ties`, or a rule that is told a smaller f; m < 2f + 1, or
+        weights with all ties, at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -55,13 +56,14 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
       Training, 2024, https://arxiv.org/abs/2405.14759; Dahan, Levy: Weight for
       Robustness, 2024, https://arxiv.org/abs/2501.09621
     """
-    base.check_aggregator("ctma", rule)
+    bearing.check_base("ctma", rule)
     f = checks.count("ctma", num_byzantine=num_byzantine)
+    bearing.check_told("ctma", rule, f)
     checks.word("ctma", ("lowest", "all"), ties=ties)
 
     def check(m):
         checks.minority("ctma", f)(m)
-        base.check_bears("ctma", rule, f, m)
+        bearing.check_bears("ctma", rule, f, m)
         rule.check(m)
 
     def trim(distances, weights, n):
@@ -85,6 +87,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         return jnp.zeros_like(kept).at[by_distance].set(kept / jnp.sum(kept))
 
     keeps = (lambda m: m - f) if ties == "lowest" else None
+    bears = bearing.told(f, rule)
 
     if rule.weigh is not None:
         base_weigh = rule.weigh
@@ -101,7 +104,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             return trim(geometry.squared_distances_to(center), weights, n)
 
         return lift.from_weigh(
-            weigh, check=check, trusted=rule.trusted, bears=rule.bears, keeps=keeps
+            weigh, check=check, trusted=rule.trusted, bears=bears, keeps=keeps
         )
 
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
@@ -117,4 +120,4 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
     update = claims.equal_weights_are_none(update)
-    return base.around(rule, rule.init, update, check=check)
+    return base.around(rule, rule.init, update, check=check, bears=bears)

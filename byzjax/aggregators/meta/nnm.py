@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byzjax import base, checks
-from byzjax.aggregators import lift
+from byzjax import checks
+from byzjax.aggregators import bearing, lift
 from byzjax.base import Aggregator
 from byzjax.numerics import order
 
@@ -26,14 +26,14 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
 
     Args:
       rule: the base aggregator.
-      num_byzantine: f.
+      num_byzantine: f, no greater than the one that the base is told, if it is.
 
     Returns:
       An `Aggregator`.
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: m < 2f + 1 at trace time.
+      ValueError: a rule that is told a smaller f; m < 2f + 1 at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -46,12 +46,13 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
       for Optimal Byzantine ML under Heterogeneity, 2023,
       https://arxiv.org/abs/2302.01772
     """
-    base.check_aggregator("nnm", rule)
+    bearing.check_base("nnm", rule)
     f = checks.count("nnm", num_byzantine=num_byzantine)
+    bearing.check_told("nnm", rule, f)
 
     def check(m):
         checks.minority("nnm", f)(m)
-        base.check_bears("nnm", rule, f, m)
+        bearing.check_bears("nnm", rule, f, m)
 
     def matrix(geometry):
         m, n = geometry.num_workers, geometry.num_present
@@ -65,5 +66,6 @@ def nnm(rule: Aggregator, num_byzantine: int) -> Aggregator:
         rule,
         matrix,
         check=check,
+        bears=bearing.told(f, rule),
         sizes=lambda m: [m - f] * m,
     )

@@ -13,7 +13,9 @@ import numpy as np
 import optax
 
 from byzjax import cap_weights
+from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
+from byzjax.integrations.flower.settings import NAME
 from byzjax.numerics import stacked
 
 _EVERY = 32  # Up to so many replies none is left out.
@@ -88,15 +90,18 @@ class Programs:
         weighted = self._max_share is not None
         if asked < 2 * f + 1:
             return None
-        if not self._serves(asked, weighted):
-            if weighted and self._serves(asked, False):
+        if not self._serves(f, asked, weighted):
+            if weighted and self._serves(f, asked, False):
                 self._try(asked, weighted)  # Says which rules take weights.
             return None
         counts = range(2 * f + 1, asked + 1)
-        return next(m for m in counts if self._serves(m, weighted))
+        return next(m for m in counts if self._serves(f, m, weighted))
 
-    def _serves(self, m: int, weighted: bool) -> bool:
+    def _serves(self, f: int, m: int, weighted: bool) -> bool:
         try:
+            bearing.check_told(NAME, self.rule, f)
+            bearing.check_bears(NAME, self.rule, f, m)
+            self.rule.check(m)  # Shorter than what says how to stack.
             self._try(m, weighted)
         except ValueError as error:
             self.refusal = str(error)

@@ -8,7 +8,8 @@ from typing import Any
 import optax
 from flwr.app import MessageType
 
-from byzjax import checks
+from byzjax import checks, written
+from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
 from byzjax.integrations.flower.rounds import Budget
 
@@ -102,13 +103,15 @@ def _check_byzantine(given: Any) -> None:
         checks.count(NAME, num_byzantine=given)
 
 
-def check_rule(aggregator: object) -> None:
-    """Raises unless it is a rule or may return one."""
+def check_rule(aggregator: object, num_byzantine: int | float) -> None:
+    """Raises unless it is a rule that bears so many, or may return one."""
     if not isinstance(aggregator, Aggregator) and not callable(aggregator):
         raise TypeError(
             f"{NAME} needs an aggregator such as byzjax.median(), or a function from "
             f"f to one, got {aggregator!r}"
         )
+    if isinstance(aggregator, Aggregator) and isinstance(num_byzantine, int):
+        bearing.check_told(NAME, aggregator, num_byzantine)
 
 
 def check_optimizer(name: str, link: object) -> None:
@@ -116,5 +119,5 @@ def check_optimizer(name: str, link: object) -> None:
     if not isinstance(link, optax.GradientTransformation):
         raise TypeError(
             f"{NAME} needs {name} to be an optax transformation such as "
-            f"optax.sgd(1.0), got {link!r}"
+            f"optax.sgd(1.0), got {link!r}{written.not_called(link)}"
         )

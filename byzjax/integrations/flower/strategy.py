@@ -55,7 +55,7 @@ class RobustStrategy(Strategy):
         byzjax.ctma(byzjax.nnm(byzjax.median(), f), f)`, where f is a share.
       num_byzantine: f, the nodes of a round that may be hostile or lost: an int, or a
         share of those asked below 1/2, rounded up. Rules have an f of their own or,
-        like the median, none.
+        like the median, none; with a smaller one of its own a rule serves no round.
       worker: an optax transformation of each node's updates, as `byzjax.momentum(0.9)`;
         its state is kept here per node. None passes updates on.
       server: the server's optimizer, any optax transformation.
@@ -81,9 +81,9 @@ class RobustStrategy(Strategy):
 
     Raises:
       TypeError: an aggregator that is none, arguments of the wrong types.
-      ValueError: arguments out of their ranges; from `start` and `configure_train` a
-        model without floats or with NaN, weights for a rule that takes none, or a
-        checkpoint of something else.
+      ValueError: arguments out of their ranges, a rule told a smaller f; from `start`
+        and `configure_train` a model without floats or with NaN, weights for a rule
+        that takes none, or a checkpoint of something else.
 
     Example:
       >>> import byzjax
@@ -125,7 +125,6 @@ class RobustStrategy(Strategy):
         key: jax.Array | None = None,
         reference: Callable[[ArrayRecord], ArrayRecord] | None = None,
     ) -> None:
-        check_rule(aggregator)
         self._settings = Settings(
             num_byzantine=num_byzantine,
             max_share=max_share,
@@ -141,6 +140,7 @@ class RobustStrategy(Strategy):
             grace_seconds=grace_seconds,
             checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
         )
+        check_rule(aggregator, num_byzantine)
         server = optax.sgd(1.0) if server is None else server
         check_optimizer("server", server)
         if worker is not None:
