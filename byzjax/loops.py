@@ -26,7 +26,7 @@ def fori_loop(lower: Any, upper: Any, body: Callable[..., Any], start: Any) -> A
     if is_one_of_many():
         start = _settled(lambda carry: body(jnp.int32(0), carry), start)
         return lax.fori_loop(
-            lower, upper, lambda i, carry: _alike(body(i, carry), start), start
+            lower, upper, lambda i, carry: alike(body(i, carry), start), start
         )
     return lax.fori_loop(lower, upper, body, start)
 
@@ -35,7 +35,7 @@ def while_loop(going: Callable[..., Any], body: Callable[..., Any], start: Any) 
     """`lax.while_loop`."""
     if is_one_of_many():
         start = _settled(body, start)
-        return lax.while_loop(going, lambda carry: _alike(body(carry), start), start)
+        return lax.while_loop(going, lambda carry: alike(body(carry), start), start)
     return lax.while_loop(going, body, start)
 
 
@@ -47,7 +47,7 @@ def scan(body: Callable[..., Any], start: Any, items: Any) -> Any:
 
         def step(carry, item):
             carry, out = body(carry, item)
-            return _alike(carry, start), out
+            return alike(carry, start), out
 
         return lax.scan(step, start, items)
     return lax.scan(body, start, items)
@@ -62,7 +62,7 @@ def cond(
     ends = [jax.eval_shape(branch, *operands) for branch in (one, other)]
     by_choice = _axes(jax.typeof(chosen))
 
-    def alike(branch):
+    def together(branch):
         def cast(*operands):
             return jax.tree.map(
                 lambda x, a, b: _cast(x, _axes(a) | _axes(b) | by_choice),
@@ -72,7 +72,24 @@ def cond(
 
         return cast
 
-    return lax.cond(chosen, alike(one), alike(other), *operands)
+    return lax.cond(chosen, together(one), together(other), *operands)
+
+
+def alike(tree: Any, like: Any) -> Any:
+    """A tree that varies by device at least as another does."""
+    return jax.tree.map(lambda x, y: _cast(x, _axes(jax.typeof(y))), tree, like)
+
+
+def varying_as(x: Any, function: Callable[[Any], Any]) -> Any:
+    """A tree that varies by device as what a function makes of it does.
+
+    The derivative of what varies by what does not is a sum over all devices.
+    """
+    if not is_one_of_many():
+        return x
+    ends = jax.tree.leaves(jax.eval_shape(function, x))
+    axes = frozenset().union(*map(_axes, ends))
+    return jax.tree.map(lambda leaf: _cast(leaf, axes), x)
 
 
 def _axes(kind: Any) -> frozenset[str]:
@@ -83,11 +100,6 @@ def _axes(kind: Any) -> frozenset[str]:
 def _cast(x, axes):
     lacking = tuple(axes - _axes(jax.typeof(x)))
     return lax.pcast(x, lacking, to="varying") if lacking else x
-
-
-def _alike(tree, like):
-    """A tree that varies at least as another does."""
-    return jax.tree.map(lambda x, y: _cast(x, _axes(jax.typeof(y))), tree, like)
 
 
 def _settled(body, start):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from byzjax import loops
 from byzjax.numerics import stacked
 from byzjax.trees import Tree
 
@@ -24,6 +25,7 @@ def with_shares(
     Returns:
       The aggregate, what else there was, and the shares `[m]`, in float32 at least.
     """
+    rows = loops.varying_as(rows, lambda rows: aggregate(rows)[0])
     out, pull_back, aux = jax.vjp(aggregate, rows, has_aux=True)
     leaves, structure = jax.tree.flatten(out)
     # The same signs every time, so that the same question has the same answer.
@@ -32,6 +34,7 @@ def with_shares(
         jax.random.rademacher(k, leaf.shape, leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
+    signs = loops.alike(signs, leaves)
     (pulled,) = pull_back(jax.tree.unflatten(structure, signs))
     size = sum(leaf.size for leaf in leaves)
     dtype = stacked.widest_accumulator(leaves)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byzjax import base, checks, trees
+from byzjax import base, checks, loops, trees
 from byzjax.attack import Attack
 from byzjax.numerics import stacked
 from byzjax.sharding.way import Way, spread
@@ -45,6 +45,7 @@ def messages(
         return _loss_and_more(setup, setup.loss_fn(at, old, batch))
 
     def gradient(at, batch):
+        at = loops.varying_as(at, lambda at: loss_of(at, batch)[0])
         (loss, more), grads = jax.value_and_grad(loss_of, has_aux=True)(at, batch)
         return loss, more, _clipped(grads, setup.max_grad_norm)
 

@@ -213,6 +213,45 @@ def chunked(writer):
         )
 
 
+def seeds(writer):
+    """One run on each of four devices, inside `jax.shard_map`."""
+    mesh, count = jax.make_mesh((4,), ("seeds",), devices=jax.devices()[:4]), 4
+    draws = jax.random.normal(jax.random.key(7), (count, 9, 2, 5))
+
+    def loss(params, batch):
+        return jnp.mean((params[None] - batch) ** 2)
+
+    trainer = byzjax.trainer(
+        loss,
+        worker=byzjax.storm(),
+        attack=attacks.adaptive(byzjax.median(), num_steps=2),
+        aggregator=byzjax.nnm(byzjax.median(), F),
+        server=byzjax.anytime(optax.sgd(0.1)),
+        num_workers=9,
+        num_byzantine=F,
+        report_workers=True,
+    )
+
+    def train(batches):
+        # These do not vary by device, and what is made of batches does.
+        state = trainer.init(jnp.zeros(5))
+        for _ in range(2):
+            state, metrics = trainer.step(state, batches, jax.random.key(0))
+        given = byzjax.influence(byzjax.median(), batches[:, 0])
+        return state.params, metrics, given
+
+    def of_one(batches):
+        return jax.tree.map(lambda x: x[None], train(batches[0]))
+
+    spec = PartitionSpec("seeds")
+    run = jax.jit(jax.shard_map(of_one, mesh=mesh, in_specs=spec, out_specs=spec))
+    got = run(jax.device_put(draws, NamedSharding(mesh, spec)))
+    want = [train(x) for x in draws]
+    want = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *want)
+    far = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - y).max(), got, want)
+    writer.write("seeds", far=max(float(x) for x in jax.tree.leaves(far)))
+
+
 def refused(writer):
     eight, four = layout_of("auto"), layout_of("explicit")
     half = jax.make_mesh((4,), ("workers",), devices=jax.devices()[4:])
@@ -241,6 +280,7 @@ def main(path):
     steps(writer)
     scanned(writer)
     chunked(writer)
+    seeds(writer)
     refused(writer)
 
 

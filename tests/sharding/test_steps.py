@@ -32,6 +32,10 @@ def test_a_run_is_one_program(found):
     assert found["scan"]["far"] <= 1e-5
 
 
+def test_a_seed_on_each_device_is_a_run_by_itself(found):
+    assert found["seeds"]["far"] <= 1e-5
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_workers_keep_their_states(found, name):
     assert all(spec[0] == "workers" for spec in found[name]["workers"])
