@@ -233,6 +233,29 @@ def test_rows_of_which_most_are_not_finite_are_nobodys_fault():
 # --- as a link ------------------------------------------------------------------------
 
 
+def test_rows_too_far_for_squares_are_the_farthest_and_not_an_alarm():
+    """A clean run, if with a tail: now this worker, now that one sends a spike."""
+    watch = byzjax.guard(byzjax.median(), 8)
+
+    def step(state, key):
+        rows, who = jax.random.normal(key, (8, 20)), jax.random.randint(key, (), 0, 8)
+        update, state = watch.update(rows.at[who, 0].set(1e20), state)
+        return state, jnp.max(jnp.abs(update))
+
+    keys = jax.random.split(jax.random.key(5), 500)
+    state, largest = jax.jit(lambda s: jax.lax.scan(step, s, keys))(
+        watch.init(jnp.zeros(20))
+    )
+    assert not state.alarms.any() and not state.broken.any()
+    assert largest.max() < 10  # Each of these steps is served by the rule.
+    # One of them who does so always is named.
+    rows = jax.random.normal(jax.random.key(6), (20, 8, 20)).at[:, 3, 0].set(1e30)
+    run = jax.jit(
+        lambda s: jax.lax.scan(lambda s, x: watch.update(x, s)[::-1], s, rows)
+    )
+    assert np.flatnonzero(run(watch.init(jnp.zeros(20)))[0].suspected) == [3]
+
+
 def test_absence_is_no_evidence():
     rule = guarded()
     state = rule.init(jnp.zeros(D))
@@ -382,7 +405,7 @@ def test_bad_arguments_are_refused():
     median = byzjax.median()
     for make, error, match in (
         (lambda: byzjax.guard("median", 8), TypeError, "aggregator"),
-        (lambda: byzjax.guard(median, 2), ValueError, "num_workers >= 3"),
+        (lambda: byzjax.guard(median, 3), ValueError, "num_workers >= 4"),
         (lambda: byzjax.guard(median, 8, false_alarms=0), ValueError, "false_alarms"),
         (lambda: byzjax.guard(median, 8, false_alarms=1), ValueError, "< 1"),
         (lambda: byzjax.guard(median, 8, probation=0), ValueError, "probation=0"),

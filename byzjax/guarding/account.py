@@ -17,7 +17,7 @@ import numpy as np
 
 from byzjax.numerics import stacked
 
-FEWEST = 3  # Of two rows nobody can tell which one is wrong.
+FEWEST = 3  # Who are trusted: of two rows nobody can tell which one is wrong.
 
 
 class Bet(NamedTuple):
@@ -135,18 +135,25 @@ def first(terms: Terms, rule_state: Any) -> GuardState:
 
 
 def watched(
-    terms: Terms, state: GuardState, geometry: stacked.Geometry
+    terms: Terms, state: GuardState, geometry: stacked.Geometry, finite: jax.Array
 ) -> tuple[jax.Array, GuardState]:
-    """One step: whether the robust rule has to serve it, and the account after it."""
-    there = geometry.finite
-    present = jnp.ones_like(there) if geometry.present is None else geometry.present
-    broken = present & ~there
+    """One step: whether the robust rule has to serve it, and the account after it.
+
+    Args:
+      terms: the guard's numbers.
+      state: the account before.
+      geometry: of the rows; those too far for it are the farthest of all.
+      finite: which rows `[m]` hold numbers only.
+    """
+    present = jnp.ones_like(finite) if geometry.present is None else geometry.present
+    there = finite & present
+    broken = present & ~finite
     # Where most rows are not finite that is the model's doing, and no worker's.
     blamed = broken & (2 * jnp.sum(broken) < jnp.sum(present))
     trusted = there & ~state.suspected
     enough = jnp.sum(trusted) >= FEWEST
     compared = there & enough
-    heights = _heights(geometry, trusted)
+    heights = _heights(geometry, there, trusted)
     spread = _spread(state, heights, trusted, enough)
     positions = heights / jnp.maximum(spread, _LEAST_SPREAD)
 
@@ -194,25 +201,26 @@ def watched(
         tops=state.tops.at[place].set(jnp.where(enough, positions[top], 0)),
         owners=state.owners.at[place].set(jnp.where(enough, top, -1)),
     )
-    serves = is_outside | jnp.any(broken) | jnp.any(suspected & present)
+    too_far = present & ~geometry.finite
+    serves = is_outside | jnp.any(too_far) | jnp.any(suspected & present)
     return serves, after
 
 
-def _heights(geometry, trusted):
+def _heights(geometry, there, trusted):
     """log of the workers' distances over that of the trusted middle one, [m]."""
     m = geometry.num_workers
-    there = geometry.finite
-    pairs = there[:, None] & there[None, :] & ~np.eye(m, dtype=bool)
+    known = geometry.finite
+    pairs = known[:, None] & known[None, :] & ~np.eye(m, dtype=bool)
     apart = jnp.where(pairs, geometry.squared_distances, jnp.inf)
     ordered = jnp.sort(apart, axis=1)
-    half = jnp.maximum(jnp.sum(there) // 2, 1)
+    half = jnp.maximum(jnp.sum(known) // 2, 1)
     near = jnp.where(np.arange(m) < half, ordered, 0)
     distances = jnp.sum(near / half.astype(near.dtype), axis=1)
     # Where most rows are equal their distances are zeros, which have no logarithm.
     least = jnp.asarray(jnp.finfo(near.dtype).tiny, near.dtype)
-    logs = jnp.log(jnp.maximum(jnp.where(there, distances, 1), least))
-    heights = logs - _middle(logs, trusted)
-    heights = jnp.clip(heights, -_LARGEST, _LARGEST)
+    logs = jnp.log(jnp.maximum(jnp.where(known, distances, 1), least))
+    heights = logs - _middle(logs, trusted & known)
+    heights = jnp.where(known, jnp.clip(heights, -_LARGEST, _LARGEST), _LARGEST)
     return jnp.where(there, heights, 0).astype(jnp.float32)
 
 

@@ -36,20 +36,22 @@ def guard(
     every step, for large ones in few, and for rows nearer than any replica's can be. At
     M_i ≥ m / `false_alarms` the worker is under suspicion, and `rule` serves in place
     of the mean, for `probation` steps in which it is present, and again as long when
-    evidence of e-value 10 · `probation` comes together in these. A row that is not
-    finite is under suspicion in its own step.
+    evidence of e-value 10 · `probation` comes together in these. A worker whose row
+    holds a NaN or Inf is under suspicion in its own step.
 
     Before it is sure of a worker it is careful with the step: `rule` also serves the
-    steps whose farthest worker is farther out than any other was in the last `window`.
+    steps whose farthest worker is farther out than any other was in the last `window`,
+    and those with a row 10^9 times as long as most or more.
 
     **Guarantee.** *False alarms*: as long as the workers' rows could change places in
     every step, whatever went before, which is all that is assumed of gradients, the
     expected number of alarms in t steps is at most t · `false_alarms`, all workers
-    together. *The price of a clean run*: the update is the mean, bit for bit, but for
-    a share of about 1 / `window` of the steps, if positions are alike over time. *One
-    bad step*: one not finite, or farther out than the others lately were, is served by
-    `rule` itself. No (f, κ)-robust rule: an attacker who hides among the honest is
-    averaged like them. The mean's time and one geometry, O(dm²).
+    together; of those by mistake under suspicion one in ten is held longer. Rows that
+    hold a NaN or Inf are an alarm each. *The price of a clean run*: the update is the
+    mean, bit for bit, but for a share of about 1 / `window` of the steps, if positions
+    are alike over time. *One bad step*: one not finite, or farther out than the others
+    lately were, is served by `rule` itself. No (f, κ)-robust rule: an attacker who hides
+    among the honest is averaged like them. The mean's time and one geometry, O(dm²).
 
     Sharp edges. *Momentum* belongs after the guard, in the server: the workers' own has
     a past that stays with them, so that a row once far out is so for many steps; a
@@ -62,7 +64,8 @@ def guard(
 
     Args:
       rule: what serves while a worker is under suspicion, such as `median()`.
-      num_workers: m >= 3: of two rows nobody can tell the wrong one.
+      num_workers: m >= 4: of two rows nobody can tell the wrong one, and of three not
+        one that is too near the others.
       false_alarms: expected number in a clean step, in (0, 1).
       probation: steps, at least 1.
       window: steps whose farthest positions are kept, at least 2.
@@ -97,7 +100,7 @@ def guard(
     """
     name = "guard"
     bearing.check_base(name, rule)
-    m = checks.count(name, num_workers=num_workers, minimum=account.FEWEST)
+    m = checks.count(name, num_workers=num_workers, minimum=account.FEWEST + 1)
     rate = checks.number(
         name, false_alarms=false_alarms, open_interval=True, static=True
     )
@@ -132,8 +135,11 @@ def guard(
                 f"{rows} and num_workers={m}"
             )
         # Who is suspected is no function of the rows that one could differentiate.
-        seen = stacked.geometry(jax.lax.stop_gradient(updates), present=present)
-        serves, state = account.watched(terms, state, seen)
+        still = jax.lax.stop_gradient(updates)
+        seen = stacked.geometry(still, present=present)
+        known = seen.finite if present is None else seen.finite | ~present
+        finite = stacked.numbers_only(still, known)
+        serves, state = account.watched(terms, state, seen, finite)
 
         def robustly():
             inner = state.rule_state

@@ -56,6 +56,7 @@ __all__ = [
     "norm",
     "normalized",
     "norms",
+    "numbers_only",
     "over",
     "point",
     "power_of_two",
@@ -107,6 +108,24 @@ def norms(updates: trees.Tree, present: jax.Array | None = None) -> Geometry:
     nothing = jnp.zeros((0, 0), lengths.dtype)
     unit = power_of_two(_range.middle(lengths, present))
     return Geometry(nothing, jnp.isfinite(lengths), lengths, nothing, unit, present)
+
+
+def numbers_only(updates: trees.Tree, known: jax.Array) -> jax.Array:
+    """Which rows [m] hold numbers only, of any size.
+
+    Args:
+      updates: stacked tree, leaves `[m, ...]`.
+      known: rows `[m]` that need no look, such as the finite ones of a geometry; where
+        all are known the stack is not read.
+    """
+    rows = [flat_rows(leaf) for leaf in jax.tree.leaves(updates)]
+
+    def look(_):
+        finite = _range.largest(rows, [None] * len(rows)) < jnp.inf
+        return jnp.asarray(False), known | finite
+
+    # A loop of one turn at most: of a condition, both sides would run under vmap.
+    return loops.while_loop(lambda carry: carry[0], look, (~jnp.all(known), known))[1]
 
 
 def along_workers(
