@@ -50,8 +50,8 @@ def guard(
     hold a NaN or Inf are an alarm each. *The price of a clean run*: the update is the
     mean, bit for bit, but for a share of about 1 / `window` of the steps, if positions
     are alike over time. *One bad step*: one not finite, or farther out than the others
-    lately were, is served by `rule` itself. No (f, κ)-robust rule: an attacker who hides
-    among the honest is averaged like them. The mean's time and one geometry, O(dm²).
+    lately were, is served by `rule` itself. No (f, κ)-robust rule: who hides among the
+    honest is averaged like them. The mean's time and one geometry, O(dm²).
 
     Sharp edges. *Momentum* belongs after the guard, in the server: the workers' own has
     a past that stays with them, so that a row once far out is so for many steps; a
