@@ -11,7 +11,7 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy
+from byzjax.integrations.flower import RobustStrategy, conversation
 from byzjax.integrations.flower.programs import rows_used
 from tests import rules
 from tests.integrations import fake_grid
@@ -186,7 +186,8 @@ def test_weights_for_a_rule_that_takes_none_are_refused():
         run(byzjax.krum(2), max_share=0.5)
 
 
-def test_a_rule_that_needs_more_nodes_keeps_the_model():
+def test_a_rule_that_needs_more_nodes_keeps_the_model(monkeypatch):
+    monkeypatch.setattr(conversation, "_RECONNECT", 0.1)
     start = model()
     result, _ = run(byzjax.krum(4), start=start, rounds=2)
     np.testing.assert_array_equal(flat(result.arrays), flat(start))

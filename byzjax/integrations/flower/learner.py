@@ -91,6 +91,8 @@ class Learner:
         """The next model from a round's replies."""
         model = of.model
         assert model is not None
+        if of.refusal:
+            return Advance(None, {}, of.refusal)
         nodes, rows = of.stack()
         if len(nodes) < of.enough:
             reason = f"{len(nodes)} usable replies, and {of.enough} are needed"

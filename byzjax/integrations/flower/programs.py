@@ -75,7 +75,7 @@ class Programs:
     def least(self, f: int, asked: int) -> int | None:
         """The fewest rows that tell f liars from the rest and that the rule serves.
 
-        None if it does not serve as many as were asked.
+        None if it does not serve as many as were asked; `refusal` says why.
 
         Raises:
           ValueError: if weights are what the rule cannot take.

@@ -65,6 +65,10 @@ class Round:
       model: what was sent, for a round of training; None for one of evaluation.
       rows: memory for the replies of training.
       examples_key: the metric that has the number of examples, if it counts.
+      refusal: why nobody was asked, though nodes are there.
+
+    Attributes:
+      unreachable: nodes whose replies cannot come any more, as `exchange` knows.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Round:
         model: Model | None = None,
         rows: Rows | None = None,
         examples_key: str | None = None,
+        refusal: str = "",
     ) -> None:
         self.sent = sent
+        self.refusal = refusal
         self.asked = [message.metadata.dst_node_id for message in sent]
         self._places = {node: place for place, node in enumerate(self.asked)}
         self.num_byzantine = num_byzantine
@@ -86,6 +92,8 @@ class Round:
         self.replies: dict[int, Reply] = {}
         self.rejected: dict[int, str] = {}
         self.strangers = 0
+        self.unreachable: frozenset[int] = frozenset()
+        self._given_up = False
         self._budget = budget
         self.model = model
         self._examples_key = examples_key
@@ -96,8 +104,7 @@ class Round:
             self._rows = rows.of(len(sent), model.columns)
 
     @property
-    def silent(self) -> list[int]:
-        """The nodes that have not answered."""
+    def _missing(self) -> list[int]:
         return [
             node
             for node in self.asked
@@ -105,9 +112,30 @@ class Round:
         ]
 
     @property
+    def silent(self) -> list[int]:
+        """The nodes that did not answer, though they had the time."""
+        return [] if self._given_up else self._missing
+
+    @property
+    def unheard(self) -> list[int]:
+        """The nodes whose replies were not waited for, as they changed nothing."""
+        return self._missing if self._given_up else []
+
+    @property
     def has_enough(self) -> bool:
         """Whether there are replies for an aggregate."""
         return len(self.replies) >= self.enough
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the replies used and those that may still come are too few."""
+        gone = self.unreachable - self.replies.keys() - self.rejected.keys()
+        out = len(self.asked) - len(self.rejected) - len(gone)
+        return out < self.enough
+
+    def give_up(self) -> None:
+        """Ends a round that is lost: who has not answered yet is not to blame."""
+        self._given_up = True
 
     def seconds_left_of_round(self) -> float:
         """How long to wait if too few have come."""
@@ -115,8 +143,8 @@ class Round:
 
     def seconds_left(self) -> float:
         """How long to wait for more; at most 0 if it is over."""
-        missing = len(self.silent)
-        if not missing:
+        missing = len(self.asked) - len(self.replies) - len(self.rejected)
+        if not missing or self.is_lost:
             return 0.0
         left = self.seconds_left_of_round()
         if not self.has_enough:
@@ -135,6 +163,7 @@ class Round:
     def reopen(self) -> None:
         """Forgets all replies, for a caller that aggregates the same round again."""
         self.replies, self.rejected, self.strangers = {}, {}, 0
+        self.unreachable, self._given_up = frozenset(), False
         self._free = set(self._places.values())
 
     def take(self, message: Message) -> None:

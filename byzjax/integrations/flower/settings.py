@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from flwr.app import MessageType
@@ -13,6 +13,21 @@ from byzjax.base import Aggregator
 from byzjax.integrations.flower.rounds import Budget
 
 NAME = "RobustStrategy"
+
+
+class Quorum(NamedTuple):
+    """What a round of some number of nodes takes."""
+
+    num_byzantine: int
+    least: int | None  # Usable replies for an aggregate; None: the nodes are too few.
+    why: str = ""  # They are too few.
+
+
+def outvoted(f: int, asked: int) -> Quorum:
+    """More than twice f: what it takes where no rule has a minimum of its own."""
+    if asked > 2 * f:
+        return Quorum(f, 2 * f + 1)
+    return Quorum(f, None, f"it takes more than twice num_byzantine={f}, got {asked}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable
-from logging import INFO, WARNING
+from logging import INFO
 
 import jax
 import optax
@@ -21,9 +21,11 @@ from byzjax.integrations.flower.nodes import NodeHistory, Nodes
 from byzjax.integrations.flower.rounds import Round, Rows
 from byzjax.integrations.flower.settings import (
     NAME,
+    Quorum,
     Settings,
     check_optimizer,
     check_rule,
+    outvoted,
 )
 
 
@@ -42,7 +44,8 @@ class RobustStrategy(Strategy):
     finite, and its names, shapes, dtypes and integer arrays stay as they are. A reply
     is used if it is like the model in these, finite, and the only one of its node; else
     it counts as absent, with its reason in the log. A round with fewer than 2 f + 1
-    usable replies, or fewer than the rule needs, keeps the model. Who sent a reply is
+    usable replies, or fewer than the rule needs, keeps the model; it ends once too few
+    can still answer, and asks nobody where the nodes are too few. Who sent a reply is
     decided by the message that it answers, never by what it claims. `start` also bounds
     time and memory: the replies of a round take as much as n copies of the model, in
     float32, and one reply being read. `start` is needed for that: Flower's own ends
@@ -167,20 +170,17 @@ class RobustStrategy(Strategy):
     ) -> list[Message]:
         """Messages with the model for the nodes of this round; none to skip it."""
         model = self._learner.opened(arrays)
-        sent = self._talk.messages("train", server_round, arrays, config, grid)
-        f = self._settings.f(len(sent))
-        programs = self._learner.programs(f)
-        least = programs.least(f, len(sent)) if sent else None
-        if sent and least is None:
-            why = programs.refusal or "it takes more than twice f"
-            log(WARNING, "%s nodes are too few, f is %s: %s", len(sent), f, why)
+        sent, quorum = self._talk.messages(
+            "train", server_round, arrays, config, grid, self._quorum
+        )
         self._learner.forget(self._talk.connected)
         key = self._settings.weighted_by_key
         current = Round(
             sent,
-            f,
-            least or len(sent) + 1,
+            quorum.num_byzantine,
+            quorum.least or 1,
             self._settings.budget(self._talk.timeout),
+            refusal=quorum.why if self._talk.connected else "",
             model=model,
             rows=self._rows,
             examples_key=None if self._settings.max_share is None else key,
@@ -193,10 +193,11 @@ class RobustStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next model, or None to keep it, and the round's verdicts."""
         current = self._talk.collected("train", server_round, replies)
-        if not current.sent:
+        if not current.sent and not current.refusal:
             return None, None
         advance = self._learner.advance(current, server_round)
         verdicts.log_advance(advance)
+        silent = set(current.silent)
         for node in current.asked:
             history = self._nodes.of(node)
             history.asked += 1
@@ -204,19 +205,28 @@ class RobustStrategy(Strategy):
                 history.note_accepted(advance.influence.get(node, 0.0))
             elif node in current.rejected:
                 history.note_rejected(current.rejected[node])
-            else:
+            elif node in silent:
                 history.silent += 1
                 history.note_silence(server_round)
+            else:
+                history.unheard += 1
         return advance.arrays, verdicts.metrics(current, advance)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Messages with the model for the nodes that evaluate it; none to skip."""
-        sent = self._talk.messages("evaluate", server_round, arrays, config, grid)
-        f = self._settings.f(len(sent))
+        sent, quorum = self._talk.messages(
+            "evaluate",
+            server_round,
+            arrays,
+            config,
+            grid,
+            lambda asked: outvoted(self._settings.f(asked), asked),
+        )
         budget = self._settings.budget(self._talk.timeout)
-        self._talk.begin("evaluate", Round(sent, f, 2 * f + 1, budget))
+        current = Round(sent, quorum.num_byzantine, quorum.least or 1, budget)
+        self._talk.begin("evaluate", current)
         return sent
 
     def aggregate_evaluate(
@@ -305,6 +315,15 @@ class RobustStrategy(Strategy):
             evaluate_here(server_round)
         verdicts.log_histories(self._nodes.histories)
         return result
+
+    def _quorum(self, asked: int) -> Quorum:
+        """What a round of training takes, of so many nodes."""
+        f = self._settings.f(asked)
+        if outvoted(f, asked).least is None:
+            return outvoted(f, asked)
+        programs = self._learner.programs(f)
+        least = programs.least(f, asked)
+        return Quorum(f, least, "" if least else programs.refusal)
 
     def _resumed(self, arrays: ArrayRecord) -> tuple[ArrayRecord, int]:
         """The model to go on with, and the last round that is done."""

@@ -38,12 +38,14 @@ def metrics(of: Round, advance: Advance) -> MetricRecord:
         "accepted": len(of.replies),
         "rejected": len(of.rejected),
         "silent": len(of.silent),
+        "unheard": len(of.unheard),
         "byzantine-assumed": of.num_byzantine,
         "model-kept": int(advance.arrays is None),
     }
     found |= {f"influence.{node}": x for node, x in sorted(advance.influence.items())}
     found |= {f"rejected.{node}": 1 for node in sorted(of.rejected)}
     found |= {f"silent.{node}": 1 for node in sorted(of.silent)}
+    found |= {f"unheard.{node}": 1 for node in sorted(of.unheard)}
     return MetricRecord(dict(found))
 
 
@@ -61,6 +63,9 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
         log(WARNING, "\t> the reply of node %s counts as absent: %s", node, reason)
     for node in sorted(of.silent):
         log(WARNING, "\t> node %s did not answer in time", node)
+    if of.unheard:
+        nodes = ", ".join(map(str, sorted(of.unheard)))
+        log(WARNING, "\t> too few can still answer; not waited for: %s", nodes)
     if of.strangers:
         log(WARNING, "\t> %s replies that nobody was asked for", of.strangers)
 
@@ -75,16 +80,17 @@ def log_advance(advance: Advance) -> None:
 
 def log_histories(histories: Mapping[int, NodeHistory]) -> None:
     """One line a node, at the end of a run."""
-    log(INFO, "Nodes: asked, accepted, rejected, silent, mean influence")
+    log(INFO, "Nodes: asked, accepted, rejected, silent, unheard, mean influence")
     for node, history in sorted(histories.items()):
         log(
             INFO,
-            "\t%s: %s, %s, %s, %s, %.3f%s",
+            "\t%s: %s, %s, %s, %s, %s, %.3f%s",
             node,
             history.asked,
             history.accepted,
             history.rejected,
             history.silent,
+            history.unheard,
             history.influence / max(history.accepted, 1),
             "".join(f"; {n}× {reason}" for reason, n in history.reasons.items()),
         )
