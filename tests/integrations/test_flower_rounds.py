@@ -365,6 +365,7 @@ def test_the_number_of_histories_is_bounded():
         (dict(round_seconds=-1), "round_seconds >= 0"),
         (dict(grace_seconds=float("nan")), "grace_seconds"),
         (dict(weighted_by_key=3), "weighted_by_key to be a string, got 3"),
+        (dict(train_metrics_aggr_fn="mean"), "train_metrics_aggr_fn to be a function"),
         (dict(worker=0.9), "worker to be an optax transformation"),
         (dict(server="sgd"), "server to be an optax transformation"),
         (dict(key=3), "a key made by jax.random.key"),

@@ -52,6 +52,7 @@ class Reply(NamedTuple):
     row: int
     examples: float  # What the client claims; 1 where nobody asked.
     metrics: dict[str, float]
+    record: str  # What the client called the record of its metrics.
 
 
 class Round:
@@ -230,15 +231,16 @@ class Round:
         if not message.has_content():
             raise Rejected("has no content")
         # Not `.array_records`: that rebuilds, writes back, and raises on odd content.
-        records = list(message.content.values())
-        arrays = [record for record in records if isinstance(record, ArrayRecord)]
-        metrics = [record for record in records if isinstance(record, MetricRecord)]
+        records = list(message.content.items())
+        arrays = [x for _, x in records if isinstance(x, ArrayRecord)]
+        metrics = [(name, x) for name, x in records if isinstance(x, MetricRecord)]
         if len(metrics) > 1:
             raise Rejected(f"has {len(metrics)} metric records, not one")
-        claimed = metrics[0] if metrics else MetricRecord()
+        name, claimed = metrics[0] if metrics else ("metrics", MetricRecord())
         examples = self._examples(claimed)
+        numbers = _numbers(claimed)
         if self.model is None:
-            return Reply(-1, examples, _numbers(claimed))
+            return Reply(-1, examples, numbers, one_line(str(name)))
         if len(arrays) != 1:
             raise Rejected(f"has {len(arrays)} array records, not one")
         # By the place of its node, so that the order of arrival changes no result.
@@ -246,7 +248,7 @@ class Round:
         row = place if place in self._free else min(self._free)
         self.model.update(arrays[0], self._rows[row])
         self._free.remove(row)
-        return Reply(row, examples, _numbers(claimed))
+        return Reply(row, examples, numbers, one_line(str(name)))
 
     def _examples(self, metrics: MetricRecord) -> float:
         if self._examples_key is None:

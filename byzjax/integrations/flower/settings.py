@@ -10,6 +10,7 @@ from flwr.app import MessageType
 
 from byzjax import checks
 from byzjax.base import Aggregator
+from byzjax.integrations.flower.reported import Combine
 from byzjax.integrations.flower.rounds import Budget
 
 NAME = "RobustStrategy"
@@ -42,6 +43,8 @@ class Settings:
     min_evaluate_nodes: int
     min_available_nodes: int
     weighted_by_key: str
+    train_metrics_aggr_fn: Combine | None
+    evaluate_metrics_aggr_fn: Combine | None
     arrayrecord_key: str
     configrecord_key: str
     round_seconds: float | None
@@ -63,6 +66,14 @@ class Settings:
             if not isinstance(getattr(self, name), str):
                 raise TypeError(
                     f"{NAME} needs {name} to be a string, got {getattr(self, name)!r}"
+                )
+        for name in ("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise TypeError(
+                    f"{NAME} needs {name} to be a function from the list of clients' "
+                    "records and weighted_by_key to a MetricRecord, or None, got "
+                    f"{given!r}"
                 )
         for name in ("round_seconds", "grace_seconds"):
             if getattr(self, name) is not None:

@@ -18,6 +18,7 @@ from byzjax.integrations.flower import verdicts
 from byzjax.integrations.flower.conversation import Conversation
 from byzjax.integrations.flower.learner import Learner
 from byzjax.integrations.flower.nodes import NodeHistory, Nodes
+from byzjax.integrations.flower.reported import Combine, combined
 from byzjax.integrations.flower.rounds import Round, Rows
 from byzjax.integrations.flower.settings import (
     NAME,
@@ -39,6 +40,10 @@ class RobustStrategy(Strategy):
     .. math:: x \leftarrow x + \mathrm{server}(-A(u_1, \dots, u_m))
 
     with A the rule and the optimizer `server`; with its default, x + A(u).
+
+    Of what clients report, only metrics that more than 2 f usable replies have are
+    looked at, and their f lowest and f highest values are cut to the next, so that all
+    lie between values of honest nodes: even their mean does.
 
     **Guarantee.** Whatever f nodes send, or do not, the run goes on, the model stays
     finite, and its names, shapes, dtypes and integer arrays stay as they are. A reply
@@ -70,6 +75,10 @@ class RobustStrategy(Strategy):
       min_evaluate_nodes: fewest nodes to ask to evaluate, likewise.
       min_available_nodes: fewest connected nodes to begin with.
       weighted_by_key: metric that has the number of examples.
+      train_metrics_aggr_fn: makes one `MetricRecord` of the clients' metrics, as
+        FedAvg's: from a list of `RecordDict` and `weighted_by_key`. It sees only what
+        f liars cannot choose; see below. None for medians.
+      evaluate_metrics_aggr_fn: likewise for evaluation.
       arrayrecord_key: name of the model's record in the messages sent.
       configrecord_key: name of the configuration's record in them.
       round_seconds: longest wait for the replies of a round; None for the `timeout`
@@ -120,6 +129,8 @@ class RobustStrategy(Strategy):
         min_evaluate_nodes: int = 2,
         min_available_nodes: int = 2,
         weighted_by_key: str = "num-examples",
+        train_metrics_aggr_fn: Combine | None = None,
+        evaluate_metrics_aggr_fn: Combine | None = None,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
         round_seconds: float | None = None,
@@ -138,6 +149,8 @@ class RobustStrategy(Strategy):
             min_evaluate_nodes=min_evaluate_nodes,
             min_available_nodes=min_available_nodes,
             weighted_by_key=weighted_by_key,
+            train_metrics_aggr_fn=train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
             round_seconds=round_seconds,
@@ -210,7 +223,11 @@ class RobustStrategy(Strategy):
                 history.note_silence(server_round)
             else:
                 history.unheard += 1
-        return advance.arrays, verdicts.metrics(current, advance)
+        settings = self._settings
+        reported = combined(
+            current, settings.train_metrics_aggr_fn, settings.weighted_by_key
+        )
+        return advance.arrays, verdicts.metrics(current, advance, reported)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -232,11 +249,14 @@ class RobustStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """The medians of the metrics that more than half of the nodes sent."""
+        """The medians of the metrics that more than 2 f nodes sent, or as told."""
         current = self._talk.collected("evaluate", server_round, replies)
         for node in current.silent:
             self._nodes.of(node).note_silence(server_round)
-        found = verdicts.medians(current)
+        settings = self._settings
+        found = combined(
+            current, settings.evaluate_metrics_aggr_fn, settings.weighted_by_key
+        )
         return MetricRecord(dict(found)) if found else None
 
     def summary(self) -> None:

@@ -1,6 +1,5 @@
 """What a round made of each node, as Flower's metrics and as lines of the log."""
 
-import statistics
 from collections.abc import Mapping
 from logging import INFO, WARNING
 
@@ -12,28 +11,14 @@ from byzjax.integrations.flower.nodes import NodeHistory
 from byzjax.integrations.flower.rounds import Round
 
 
-def medians(of: Round) -> dict[str, float]:
-    """Of each metric that more than half of the usable replies have, the median.
+def metrics(
+    of: Round, advance: Advance, reported: dict[str, float | int]
+) -> MetricRecord:
+    """A round's verdicts beside the metrics that were reported.
 
-    Metrics are claims too: their mean would be whatever one client likes.
+    Nodes are in the keys: values are numbers of 64 bits.
     """
-    replies = list(of.replies.values())
-    if len(replies) <= 2 * of.num_byzantine:
-        return {}
-    values: dict[str, list[float]] = {}
-    for reply in replies:
-        for name, value in reply.metrics.items():
-            values.setdefault(name, []).append(value)
-    return {
-        name: statistics.median(found)
-        for name, found in sorted(values.items())
-        if 2 * len(found) > len(replies)
-    }
-
-
-def metrics(of: Round, advance: Advance) -> MetricRecord:
-    """A round's verdicts. Nodes are in the keys: values are numbers of 64 bits."""
-    found: dict[str, float | int] = dict(medians(of))
+    found = dict(reported)
     found |= {
         "accepted": len(of.replies),
         "rejected": len(of.rejected),
