@@ -11,7 +11,7 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy, conversation
+from byzjax.integrations.flower import RobustStrategy, conversation, server
 from byzjax.integrations.flower.programs import rows_used
 from tests import rules
 from tests.integrations import fake_grid
@@ -136,6 +136,26 @@ def test_any_server_optimizer():
     moved = {k: v - arrays(start)[k] for k, v in arrays(result.arrays).items()}
     assert not moved["w"].any() and not moved["b"].any()
     np.testing.assert_allclose(moved["big"], 1, atol=0.2)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("optimizer", [optax.sgd(1.0), optax.adam(0.1)], ids=["", ""])
+def test_an_optimizer_of_many_arrays_need_not_be_compiled(optimizer, monkeypatch):
+    start, ends = model(), []
+    for most in (server._MOST_COMPILED, 0):
+        monkeypatch.setattr(server, "_MOST_COMPILED", most)
+        result, _ = run(byzjax.median(), rounds=3, start=start, server=optimizer)
+        ends.append(flat(result.arrays))
+    np.testing.assert_allclose(*ends, rtol=1e-6)
+
+
+def test_no_optimizer_adds_the_aggregate():
+    start = model(dtype="float16")
+    ends = [
+        flat(run(byzjax.median(), rounds=3, start=start, server=one)[0].arrays)
+        for one in (None, optax.sgd(1.0))
+    ]
+    np.testing.assert_array_equal(*ends)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", ">f4"])

@@ -69,10 +69,8 @@ class Conversation:
         self, kind: str, grid: Grid, messages: list[Message], arrays: ArrayRecord
     ) -> Iterator[Message]:
         """Sends the messages; the replies, which are to hold no more than `arrays`."""
-        size = sum(len(array.data) for array in arrays.values())
         sent = exchange.send(grid, messages)
-        limits = Limits(size, len(arrays))
-        return exchange.replies(grid, sent, self._rounds[kind], limits)
+        return exchange.replies(grid, sent, self._rounds[kind], Limits(arrays))
 
     def collected(
         self, kind: str, server_round: int, replies: Iterable[Message]

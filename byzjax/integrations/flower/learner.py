@@ -14,8 +14,9 @@ from byzjax.base import Aggregator
 from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
-from byzjax.integrations.flower.programs import Programs, Server, rows_used
+from byzjax.integrations.flower.programs import Programs, rows_used
 from byzjax.integrations.flower.rounds import Round
+from byzjax.integrations.flower.server import Server
 
 
 class Advance(NamedTuple):
@@ -32,7 +33,7 @@ class Learner:
     Args:
       aggregator: a rule, or a function from f to one.
       worker: kept of each node, such as `byzjax.momentum(0.9)`; None for nothing.
-      server: the optimizer.
+      server: the optimizer; None adds the aggregate.
       max_share: cap on a node's share; None if numbers of examples do not count.
       key: for rules that draw.
       reference: the server's own reply to a model, for rules that need one.
@@ -42,7 +43,7 @@ class Learner:
         self,
         aggregator: Aggregator | Callable[[int], Aggregator],
         worker: optax.GradientTransformation | None,
-        server: optax.GradientTransformation,
+        server: optax.GradientTransformation | None,
         max_share: float | None,
         key: jax.Array | None,
         reference: Callable[[ArrayRecord], ArrayRecord] | None,

@@ -1,7 +1,8 @@
-"""The compiled programs: the aggregate of a stack, the nodes' influence, the step.
+"""The compiled programs: the aggregate of a stack, and the nodes' influence.
 
-The one place of byzjax that jits: a strategy is a host program, which its user cannot
-jit. A program serves one number of rows. `rows_used` bounds how many there are.
+With `server`, the one place of byzjax that jits: a strategy is a host program, which
+its user cannot jit. A program serves one number of rows. `rows_used` bounds how many
+there are.
 """
 
 import secrets
@@ -222,36 +223,3 @@ def _sample(rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarra
     draws = np.random.default_rng(secrets.randbits(64))
     steps = draws.choice((-_MOVE, _MOVE), len(chosen)) * spread
     return sample, np.where(np.isfinite(steps), steps, 0).astype(np.float32)
-
-
-class Server:
-    """The server's optimizer, over the model's trained arrays by name."""
-
-    def __init__(self, optimizer: optax.GradientTransformation) -> None:
-        self._optimizer = optax.with_extra_args_support(optimizer)
-        # A dict comes sorted out of a jit: the order of the columns goes in by itself.
-        self._step = jax.jit(self._traced, static_argnums=3)
-
-    def init(self, params: dict[str, np.ndarray]) -> Any:
-        """The optimizer's first state."""
-        return self._optimizer.init(jax.tree.map(jnp.asarray, params))
-
-    def step(
-        self, direction: np.ndarray, state: Any, params: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, Any]:
-        """What to add to the model, [columns], and the new state."""
-        step, state = self._step(direction, state, params, tuple(params))
-        return np.asarray(step), state
-
-    def _traced(self, direction, state, params, names):
-        tree: dict[str, jax.Array] = {}
-        first = 0
-        for name in names:
-            value = params[name]
-            part = direction[first : first + value.size].reshape(value.shape)
-            # An optimizer descends; the aggregate of updates is where to go.
-            tree[name], first = -part.astype(value.dtype), first + value.size
-        steps: Any
-        steps, state = self._optimizer.update(tree, state, params)
-        flat = [steps[name].astype(jnp.float32).reshape(-1) for name in names]
-        return jnp.concatenate(flat), state

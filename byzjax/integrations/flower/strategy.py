@@ -66,7 +66,8 @@ class RobustStrategy(Strategy):
         like the median, none.
       worker: an optax transformation of each node's updates, as `byzjax.momentum(0.9)`;
         its state is kept here per node. None passes updates on.
-      server: the server's optimizer, any optax transformation.
+      server: the server's optimizer, any optax transformation. None adds the
+        aggregate to the model, as `optax.sgd(1.0)` does.
       max_share: most that one node's `num-examples` may weigh, in (0, 1], for rules
         that take weights. None, the default, ignores these claims.
       fraction_train: share of the connected nodes that is asked to train.
@@ -157,10 +158,9 @@ class RobustStrategy(Strategy):
             grace_seconds=grace_seconds,
             checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
         )
-        server = optax.sgd(1.0) if server is None else server
-        check_optimizer("server", server)
-        if worker is not None:
-            check_optimizer("worker", worker)
+        for name, link in (("server", server), ("worker", worker)):
+            if link is not None:
+                check_optimizer(name, link)
         if key is not None:
             key = checks.key(NAME, key)
         self._learner = Learner(aggregator, worker, server, max_share, key, reference)
