@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord
 
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
+from byzjax.integrations.flower.programs import rows_kept
 
 _MOST_METRICS = 64  # Names read of one client's metrics.
 _SUPERLINK = 1  # The node id under which the SuperLink reports errors.
@@ -102,7 +103,7 @@ class Round:
         self._began = time.monotonic()
         self._enough_after: float | None = None
         if model is not None and rows is not None:
-            self._rows = rows.of(len(sent), model.columns)
+            self._rows = rows.of(rows_kept(len(sent)), model.columns)
 
     @property
     def _missing(self) -> list[int]:
@@ -188,6 +189,10 @@ class Round:
             else:
                 self.rejected[node] = f"cannot be read: {type(error).__name__}"
 
+    def places(self) -> tuple[dict[int, int], np.ndarray]:
+        """The nodes that count, with their rows in all [rows_kept, columns]."""
+        return {node: reply.row for node, reply in self.replies.items()}, self._rows
+
     def stack(self) -> tuple[list[int], np.ndarray]:
         """The nodes that count, and their rows [m, columns] without gaps."""
         m = len(self.replies)
@@ -197,7 +202,7 @@ class Round:
                 gap = gaps.pop(0)
                 self._rows[gap] = self._rows[reply.row]
                 self.replies[node] = reply._replace(row=gap)
-        self._free = set(range(m, len(self._rows)))
+        self._free = set(range(m, len(self.asked)))
         nodes = sorted(self.replies, key=lambda node: self.replies[node].row)
         return nodes, self._rows[:m]
 
