@@ -15,7 +15,7 @@ from byzjax.integrations.flower.rounds import Round
 from byzjax.integrations.flower.settings import NAME, Quorum, Settings
 
 _RECONNECT = 10.0  # Seconds that nodes which were here once are waited for.
-Needs = Callable[[int], Quorum]  # What a round of so many nodes takes.
+Needs = Callable[[int, int], Quorum]  # f, nodes → what their round takes.
 
 
 class Conversation:
@@ -48,9 +48,9 @@ class Conversation:
             return [], Quorum(0, None)
         self._meet(kind, server_round, grid, needs)
         size = self._size(kind)
-        least = needs(size).least or size
+        least = needs(settings.f(size), size).least or size
         asked = self._nodes.choose(self.connected, size, least, server_round)
-        quorum = needs(len(asked))
+        quorum = needs(settings.f(len(asked)), len(asked))
         if quorum.least is None:
             log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)
             return [], quorum
@@ -113,7 +113,8 @@ class Conversation:
         while True:
             self.connected = list(grid.get_node_ids())
             here = len(self.connected)
-            too_few = not here or needs(self._size(kind)).least is None
+            size = self._size(kind)
+            too_few = not here or needs(self._settings.f(size), size).least is None
             if here >= least and not too_few:
                 break
             seconds = round_seconds

@@ -17,6 +17,7 @@ from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.programs import Programs, rows_kept, rows_used
 from byzjax.integrations.flower.rounds import Round
 from byzjax.integrations.flower.server import Server
+from byzjax.integrations.flower.settings import Quorum, outvoted
 
 
 class Advance(NamedTuple):
@@ -74,6 +75,15 @@ class Learner:
             referring = self._reference is not None
             self._programs[f] = Programs(rule, self._worker, self._max_share, referring)
         return self._programs[f]
+
+    def needs(self, f: int, asked: int) -> Quorum:
+        """What a round of so many nodes takes, of which f may be Byzantine."""
+        quorum = outvoted(f, asked)
+        if quorum.least is None:
+            return quorum
+        programs = self.programs(f)
+        least = programs.least(f, asked)
+        return Quorum(f, least, "" if least else programs.refusal)
 
     @property
     def compiled(self) -> int:

@@ -1,6 +1,6 @@
 """The compiled programs: the aggregate of a stack, and the nodes' influence.
 
-With `server`, the one place of byzjax that jits: a strategy is a host program, which
+With `server`, the only one of byzjax that jits: a strategy is a host program, which
 its user cannot jit. A program serves one number of rows. Rules that take `present` have
 a row for each node asked, and two programs for a size of the round: with all replies,
 and with any others (`rows_kept`). The others have one for each number of replies, and

@@ -34,6 +34,7 @@ class Server:
         if self._optimizer is None:
             return direction, state
         update = self._update if len(params) > _MOST_COMPILED else self._compiled
+        steps: Any
         steps, state = update(_cut(direction, params), state, params)
         # By the order of the columns: a dict comes sorted out of a jit.
         flat = [np.asarray(steps[name], np.float32).reshape(-1) for name in params]

@@ -22,7 +22,6 @@ from byzjax.integrations.flower.reported import Combine, combined
 from byzjax.integrations.flower.rounds import Round, Rows
 from byzjax.integrations.flower.settings import (
     NAME,
-    Quorum,
     Settings,
     check_optimizer,
     check_rule,
@@ -184,7 +183,7 @@ class RobustStrategy(Strategy):
         """Messages with the model for the nodes of this round; none to skip it."""
         model = self._learner.opened(arrays)
         sent, quorum = self._talk.messages(
-            "train", server_round, arrays, config, grid, self._quorum
+            "train", server_round, arrays, config, grid, self._learner.needs
         )
         self._learner.forget(self._talk.connected)
         key = self._settings.weighted_by_key
@@ -234,12 +233,7 @@ class RobustStrategy(Strategy):
     ) -> list[Message]:
         """Messages with the model for the nodes that evaluate it; none to skip."""
         sent, quorum = self._talk.messages(
-            "evaluate",
-            server_round,
-            arrays,
-            config,
-            grid,
-            lambda asked: outvoted(self._settings.f(asked), asked),
+            "evaluate", server_round, arrays, config, grid, outvoted
         )
         budget = self._settings.budget(self._talk.timeout)
         current = Round(sent, quorum.num_byzantine, quorum.least or 1, budget)
@@ -335,15 +329,6 @@ class RobustStrategy(Strategy):
             evaluate_here(server_round)
         verdicts.log_histories(self._nodes.histories)
         return result
-
-    def _quorum(self, asked: int) -> Quorum:
-        """What a round of training takes, of so many nodes."""
-        f = self._settings.f(asked)
-        if outvoted(f, asked).least is None:
-            return outvoted(f, asked)
-        programs = self._learner.programs(f)
-        least = programs.least(f, asked)
-        return Quorum(f, least, "" if least else programs.refusal)
 
     def _resumed(self, arrays: ArrayRecord) -> tuple[ArrayRecord, int]:
         """The model to go on with, and the last round that is done."""
