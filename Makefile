@@ -111,7 +111,7 @@ $(FLOWER_STAMP): pyproject.toml constraints-flower.txt
 
 test-flower: $(FLOWER_STAMP)
 	@$(FLOWER_BIN)/pyright --pythonpath $(FLOWER_BIN)/python \
-	  byzjax/integrations/flower examples/flower benchmarks/flower_strategy.py
+	  --project tests/integrations/pyright.json
 	@env -u PYTHONPATH FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \
 	  $(FLOWER_BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
 	  $(PYTEST_FLAGS) byzjax/integrations/flower tests/integrations

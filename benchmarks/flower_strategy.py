@@ -69,12 +69,13 @@ def replies(sent: list[Message], records: list[ArrayRecord]) -> list[Message]:
 
 def read(into: np.ndarray | None, messages: list[Message]) -> np.ndarray:
     """The numbers of all replies in one array, unchecked."""
+    contents: list[Any] = [m.content for m in messages]
     rows = [
         [
             np.frombuffer(a.data, np.float32, offset=128)
-            for a in m.content["arrays"].values()
+            for a in content["arrays"].values()
         ]
-        for m in messages
+        for content in contents
     ]
     if into is None:
         into = np.empty((len(rows), sum(part.size for part in rows[0])), np.float32)
@@ -109,7 +110,7 @@ def cases(m: int, dim: int) -> Iterator[tuple[str, Callable[[], float]]]:
 
     def reading(target):
         def call() -> float:
-            sent = FedAvg().configure_train(1, model, ConfigRecord(), grid)
+            sent = list(FedAvg().configure_train(1, model, ConfigRecord(), grid))
             came = replies(sent, records)
             start = time.perf_counter()
             read(target, came)

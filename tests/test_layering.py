@@ -98,6 +98,7 @@ EXTRAS = {  # With the modules inside.
 # their compiled programs. And those of rules that a user calls without jit.
 JITS = {
     "byzjax.integrations.flower.programs",
+    "byzjax.integrations.flower.server",
     "byzjax.sharding.programs",
     "byzjax.eager",
 }

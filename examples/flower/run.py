@@ -190,7 +190,7 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("engine", choices=("simulation", "deployment"))
     parser.add_argument("--strategy", default="robust")
     parser.add_argument("--hostility", default="none", help="see app/digits/hostile.py")

@@ -3,13 +3,14 @@
 import json
 import threading
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -20,7 +21,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 import byzjax
 from byzjax.integrations.flower import RobustStrategy
 from byzjax.integrations.flower.npy import Rejected
-from byzjax.integrations.flower.pulling import Limits, Pull, parts_of
+from byzjax.integrations.flower.pulling import Limits, Pull, parts_of, weigh
 from tests.integrations import fake_grid
 from tests.integrations.fake_grid import arrays, honest, model
 
@@ -197,9 +198,58 @@ def test_parts_are_counted_once():
         parts_of(tree, 2)
 
 
-def test_limits_let_any_honest_reply_through():
-    """Whatever the size of its chunks, down to 64 KiB."""
-    array = Array(np.zeros(10**6, np.float32))
-    limits = Limits(len(array.data), 1)
-    assert limits.bytes > len(array.data) + 4096
-    assert limits.parts > len(array.data) // 2**16 + 6
+CHUNKS = {"Flower's": 5 * 2**20, "the smallest": 2**16}
+
+
+def chunked(size, record):
+    """An honest reply in parts, by id, and their tree, in chunks of a size."""
+    with mock.patch("flwr.app.message.array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", size):
+        content = RecordDict({"arrays": record, "metrics": MetricRecord({"loss": 1.0})})
+        reply = Message(content, 1, "train")
+        objects = get_all_nested_objects(reply)
+        parts = {name: x.deflate() for name, x in objects.items()}
+        return parts, get_object_tree(reply)
+
+
+@pytest.mark.parametrize("size", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"w": np.arange(3 * 10**6, dtype=np.float32)},
+        {f"model.layers.{i}.attention": np.float32([i]) for i in range(8000)},
+        {f"слой.{i}" * 20: np.float32([i]) for i in range(3000)},
+        {"": np.zeros(0, np.float32)},
+        {},
+    ],
+    ids=["one large", "many", "long names of another alphabet", "empty", "none"],
+)
+def test_limits_let_any_honest_reply_through(record, size):
+    record = ArrayRecord({name: Array(value) for name, value in record.items()})
+    limits = Limits(record)
+    parts, tree = chunked(size, record)
+    weigh(parts, limits)
+    assert set(parts_of(tree, limits.parts)) == set(parts)
+    assert sum(map(len, parts.values())) <= limits.bytes
+    for content in parts.values():
+        if not content.startswith(b"ArrayChunk "):
+            assert len(content) <= limits.metadata
+
+
+def test_an_array_may_have_as_many_chunks_as_they_are_small():
+    """4 GB in chunks of 64 KiB are named in 9 MB, of which no part is numbers."""
+    array = mock.Mock(data=mock.MagicMock(__len__=lambda _: 2**32))
+    limits = Limits({"w": array})
+    chunks = 2**16
+    # As Flower writes an Array: ids of 64 digits, and the place of each.
+    named = len(",".join(["0" * 64] * chunks)) + len(json.dumps(list(range(chunks))))
+    assert named < limits.metadata and chunks < limits.parts
+
+
+def test_a_model_of_many_arrays_is_trained():
+    """And of long names: more than a MiB of them."""
+    names = [f"{i}.{'x' * 4000}" for i in range(300)]
+    start = ArrayRecord({name: Array(np.zeros(1, np.float32)) for name in names})
+    superlink = SuperLink(dict.fromkeys(range(1, 4), honest))
+    robust = RobustStrategy(byzjax.median(), num_byzantine=1, fraction_evaluate=0.0)
+    result = robust.start(Deployed(superlink), start, 1, timeout=300)
+    assert result.train_metrics_clientapp[1]["accepted"] == 3

@@ -176,16 +176,3 @@ def test_numbers_of_examples_count_only_if_asked_for_and_are_capped(claim):
     result = ignoring.start(network(answer), start, num_rounds=1)
     moved = arrays(result.arrays)["big"] - arrays(start)["big"]
     np.testing.assert_allclose(moved, (4 - 2) / 5, atol=0.2)
-
-
-def test_evaluation_is_a_median_of_what_most_nodes_sent():
-    def answer(message, grid):
-        if message.metadata.message_type == "train":
-            return honest(message, grid)
-        metrics = {"accuracy": 1e300, "mine": 1.0}
-        content = fake_grid.RecordDict({"m": fake_grid.MetricRecord(metrics)})
-        return fake_grid.Message(content, reply_to=message)
-
-    grid = FakeGrid(dict.fromkeys(NODES, honest) | {BAD: answer})
-    result = strategy().start(grid, model(), num_rounds=1)
-    assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": 0.9}

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Error, Message
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy, conversation
+from byzjax.integrations.flower import RobustStrategy, conversation, exchange
 from byzjax.integrations.flower.nodes import Nodes
 from byzjax.integrations.flower.rounds import Budget, Round
 from tests.integrations.fake_grid import (
@@ -85,6 +85,7 @@ def test_more_silent_nodes_than_f_cost_a_longer_grace():
 
 
 def test_too_few_replies_keep_the_model_after_the_time_of_the_round():
+    """These may still answer: the round is not lost before."""
     grid = FakeGrid({1: honest, 2: honest, 3: silent, 4: silent, 5: silent})
     start, began = model(), time.monotonic()
     result = strategy(round_seconds=1.0).start(grid, start, 1)
@@ -92,6 +93,108 @@ def test_too_few_replies_keep_the_model_after_the_time_of_the_round():
     metrics = result.train_metrics_clientapp[1]
     assert metrics["model-kept"] == 1 and metrics["silent"] == 3
     np.testing.assert_array_equal(arrays(result.arrays)["big"], arrays(start)["big"])
+
+
+def lost(message, grid):
+    return Message(Error(2, "lost"), reply_to=message)
+
+
+def leaves(message, grid):
+    grid.leave(message.metadata.dst_node_id)
+
+
+class Leaving(FakeGrid):
+    """Nodes can go, and then answer nothing."""
+
+    def __init__(self, nodes):
+        super().__init__(nodes)
+        self.left = set()
+
+    def leave(self, node):
+        self.left.add(node)
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if node not in self.left]
+
+
+@pytest.mark.parametrize(
+    ("rule", "nodes", "silent_at_first"),
+    [
+        # Three usable replies are needed: of five nodes three fail.
+        (byzjax.median(), {1: silent, 2: honest, 3: lost, 4: lost, 5: lost}, [1]),
+        (byzjax.median(), {1: silent, 2: silent, 3: lost}, [1, 2]),
+        # Bulyan needs 4 f + 3 = 7.
+        (byzjax.bulyan(1), dict.fromkeys(range(1, 8), silent) | {3: lost}, [1, 2]),
+        (byzjax.median(), {1: silent, 2: honest, 3: leaves}, [1]),
+    ],
+    ids=["failed", "at 2 f + 1", "the rule's own minimum", "left"],
+)
+def test_a_round_that_is_lost_ends(rule, nodes, silent_at_first, monkeypatch):
+    """And who was still at work is not to blame, nor rests."""
+    monkeypatch.setattr(exchange, "_GONE", 0.5)
+    grid, start, began = Leaving(nodes), model(), time.monotonic()
+    robust = RobustStrategy(rule, num_byzantine=1, fraction_evaluate=0.0)
+    result = robust.start(grid, start, 1, timeout=600)
+    assert time.monotonic() - began < 20
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["model-kept"] == 1 and metrics["silent"] == 0
+    np.testing.assert_array_equal(arrays(result.arrays)["big"], arrays(start)["big"])
+    for node in silent_at_first:
+        history = robust.histories[node]
+        assert metrics[f"unheard.{node}"] == 1
+        assert (history.asked, history.unheard, history.silent) == (1, 1, 0)
+        assert history.resting_until == 0
+    for history in robust.histories.values():
+        parts = history.accepted, history.rejected, history.silent, history.unheard
+        assert history.asked == sum(parts)
+
+
+def test_an_evaluation_that_is_lost_ends():
+    def answer(message, grid):
+        evaluating = message.metadata.message_type == "evaluate"
+        return silent(message, grid) if evaluating else honest(message, grid)
+
+    def fails(message, grid):
+        evaluating = message.metadata.message_type == "evaluate"
+        return lost(message, grid) if evaluating else honest(message, grid)
+
+    grid, began = FakeGrid({1: answer, 2: answer, 3: fails}), time.monotonic()
+    robust = RobustStrategy(byzjax.median(), num_byzantine=1)
+    result = robust.start(grid, model(), 2, timeout=600)
+    assert time.monotonic() - began < 20
+    # Who was not waited for is asked again in the next round.
+    assert result.train_metrics_clientapp[2]["accepted"] == 3
+    assert not result.evaluate_metrics_clientapp
+
+
+def test_a_message_that_cannot_be_sent_is_no_reply_to_wait_for():
+    class Losing(FakeGrid):
+        def push_messages(self, messages):
+            return [None, *super().push_messages(messages)[1:]]
+
+    grid, began = Losing({1: honest, 2: silent, 3: silent}), time.monotonic()
+    result = strategy().start(grid, model(), 1, timeout=600)
+    assert time.monotonic() - began < 10
+    assert result.train_metrics_clientapp[1]["model-kept"] == 1
+
+
+def test_a_node_that_left_holds_up_rounds_for_seconds(monkeypatch):
+    """At 2 f + 1, where all rounds are lost without it; it may come back."""
+    monkeypatch.setattr(conversation, "_RECONNECT", 0.4)
+    monkeypatch.setattr(exchange, "_GONE", 0.2)
+    grid = Leaving({1: honest, 2: honest, 3: leaves})
+    began = time.monotonic()
+    robust = RobustStrategy(byzjax.median(), num_byzantine=1, min_available_nodes=3)
+    result = robust.start(grid, model(), 5, timeout=600)
+    assert time.monotonic() - began < 30
+    found = result.train_metrics_clientapp
+    assert [metrics["model-kept"] for metrics in found.values()] == [1] * 5
+    # Those who are there do not work for nothing.
+    assert len(grid.asked) == 3
+    grid.left.clear()
+    grid.nodes[3] = honest
+    result = robust.start(grid, model(), 1, timeout=600)
+    assert result.train_metrics_clientapp[1]["accepted"] == 3
 
 
 def test_a_pull_that_hangs_holds_up_nobody():
@@ -262,6 +365,7 @@ def test_the_number_of_histories_is_bounded():
         (dict(round_seconds=-1), "round_seconds >= 0"),
         (dict(grace_seconds=float("nan")), "grace_seconds"),
         (dict(weighted_by_key=3), "weighted_by_key to be a string, got 3"),
+        (dict(train_metrics_aggr_fn="mean"), "train_metrics_aggr_fn to be a function"),
         (dict(worker=0.9), "worker to be an optax transformation"),
         (dict(server="sgd"), "server to be an optax transformation"),
         (dict(key=3), "a key made by jax.random.key"),

@@ -1,10 +1,10 @@
 """Who is asked what, and what comes back: the rounds of one run."""
 
 import time
-from collections.abc import Iterable, Iterator
-from logging import INFO
+from collections.abc import Callable, Iterable, Iterator
+from logging import INFO, WARNING
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
@@ -12,9 +12,10 @@ from byzjax.integrations.flower import exchange, verdicts
 from byzjax.integrations.flower.nodes import Nodes
 from byzjax.integrations.flower.pulling import Limits
 from byzjax.integrations.flower.rounds import Round
-from byzjax.integrations.flower.settings import NAME, Settings
+from byzjax.integrations.flower.settings import NAME, Quorum, Settings
 
 _RECONNECT = 10.0  # Seconds that nodes which were here once are waited for.
+Needs = Callable[[int, int], Quorum]  # f, nodes → what their round takes.
 
 
 class Conversation:
@@ -27,6 +28,7 @@ class Conversation:
         self._rounds: dict[str, Round] = {}
         self._met = False
         self._expected: int | None = None
+        self._held_up: int | None = None
 
     def messages(
         self,
@@ -35,22 +37,29 @@ class Conversation:
         arrays: ArrayRecord,
         config: ConfigRecord,
         grid: Grid,
-    ) -> list[Message]:
-        """Draws the nodes of a round and makes their messages."""
+        needs: Needs,
+    ) -> tuple[list[Message], Quorum]:
+        """Draws the nodes of a round and makes their messages.
+
+        No message if they are too few: they would work for nothing.
+        """
         settings = self._settings
-        size, least = settings.wanted(kind, 0)
-        if size == 0:
-            return []
-        self._meet(grid, least)
-        size, _ = settings.wanted(kind, len(self.connected))
-        least = 2 * settings.f(size) + 1
+        if settings.wanted(kind, 0)[0] == 0:
+            return [], Quorum(0, None)
+        self._meet(kind, server_round, grid, needs)
+        size = self._size(kind)
+        least = needs(settings.f(size), size).least or size
         asked = self._nodes.choose(self.connected, size, least, server_round)
+        quorum = needs(settings.f(len(asked)), len(asked))
+        if quorum.least is None:
+            log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)
+            return [], quorum
         log(INFO, "%s: asking %s of %s nodes", kind, len(asked), len(self.connected))
         config["server-round"] = server_round
         content = RecordDict(
             {settings.arrayrecord_key: arrays, settings.configrecord_key: config}
         )
-        return [Message(content, node, kind) for node in asked]
+        return [Message(content, node, kind) for node in asked], quorum
 
     def begin(self, kind: str, current: Round) -> None:
         """The round whose replies are taken from now on."""
@@ -60,10 +69,8 @@ class Conversation:
         self, kind: str, grid: Grid, messages: list[Message], arrays: ArrayRecord
     ) -> Iterator[Message]:
         """Sends the messages; the replies, which are to hold no more than `arrays`."""
-        size = sum(len(array.data) for array in arrays.values())
         sent = exchange.send(grid, messages)
-        limits = Limits(size, len(arrays))
-        return exchange.replies(grid, sent, self._rounds[kind], limits)
+        return exchange.replies(grid, sent, self._rounds[kind], Limits(arrays))
 
     def collected(
         self, kind: str, server_round: int, replies: Iterable[Message]
@@ -86,30 +93,39 @@ class Conversation:
         """Goes on with nodes that were here before."""
         self._met = True
 
-    def _meet(self, grid: Grid, least: int) -> None:
+    def _size(self, kind: str) -> int:
+        """How many of those connected to ask."""
+        here = len(self.connected)
+        return min(self._settings.wanted(kind, here)[0], here)
+
+    def _meet(self, kind: str, server_round: int, grid: Grid, needs: Needs) -> None:
         """Looks who is connected; waits for enough of them, but not for ever.
 
         The nodes that the user asked for are waited for as long as a round lasts, until
-        they were here once. Then those that left hold up one round, and for seconds,
-        unless too few are left to outvote f: without these a round is lost anyway.
+        they were here once. Then those that left hold up one round, and for seconds.
+        Where too few are left for an aggregate, so does each round, once: it is lost
+        without them, and waiting longer would leave the run to who stays away.
         """
         began = time.monotonic()
         round_seconds = self._settings.budget(self.timeout).round_seconds
-        if self._expected is not None:
-            least = min(least, self._expected)
-        enough = 2 * self._settings.f(least) + 1
-        needed = min(least, enough) if self._met else least
+        _, wanted = self._settings.wanted(kind, 0)
+        least = wanted if self._expected is None else min(wanted, self._expected)
         while True:
             self.connected = list(grid.get_node_ids())
             here = len(self.connected)
-            if here >= max(least, enough):
+            size = self._size(kind)
+            too_few = not here or needs(self._settings.f(size), size).least is None
+            if here >= least and not too_few:
                 break
             seconds = round_seconds
-            if here >= needed:
+            if self._met or here >= least:
                 seconds = min(seconds, _RECONNECT)
+            if kind == MessageType.EVALUATE and self._held_up == server_round:
+                seconds = 0.0  # The round of training waited for them.
             left = seconds - (time.monotonic() - began)
             if left <= 0:
-                self._expected = max(here, needed)
+                self._expected = min(least, here)
+                self._held_up = server_round
                 break
             log(INFO, "Waiting for nodes: %s of %s are here", here, least)
             time.sleep(min(1.0, left))

@@ -14,6 +14,7 @@ from byzjax.integrations.flower.rounds import Refusal, Round
 _PATIENCE = 2.0  # Seconds that one pull may hold up the others.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # Seconds between looks for replies.
 _TRIES = 3  # Of a pull that fails.
+_GONE = 10.0  # Seconds after which a node that left is not expected back.
 
 
 def send(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
@@ -32,6 +33,8 @@ def replies(
     grid: Grid, sent: dict[str, Message], of: Round, limits: Limits
 ) -> Iterator[Message]:
     """Pulls replies until all are there or the round's time is over.
+
+    Or until too few can still come: those of nodes that left are not counted on.
 
     Each is looked for once more after enough have come, so that a server that was busy
     with these, and not with waiting, does not take the others for silent.
@@ -53,9 +56,13 @@ def replies(
     # Not looked for since enough replies were there.
     unseen = set(sent)
     pause = _FIRST_PAUSE
-    while waiting:
+    membership = _Membership(grid, sent, of)
+    membership.look()
+    while waiting and not of.is_lost:
         came = False
         for message_id in list(waiting):
+            if of.is_lost:
+                break
             left = of.seconds_left()
             if left <= 0 and message_id in unseen:
                 left = min(_PATIENCE, of.seconds_left_of_round())
@@ -86,16 +93,42 @@ def replies(
             came = True
             del waiting[message_id]
             yield reply
+        if not of.has_enough:
+            membership.look()
         left = of.seconds_left()
         if left <= 0:
+            if of.is_lost:
+                break
             if of.seconds_left_of_round() > 0 and unseen & waiting.keys():
                 continue
             break
         pause = _FIRST_PAUSE if came else min(1.5 * pause, _LONGEST_PAUSE)
         time.sleep(min(pause, left))
+    if of.is_lost:
+        of.give_up()
     for pull in waiting.values():
         if pull is not None:
             pull.stop()
+
+
+class _Membership:
+    """Tells a round whose replies cannot come: never sent to, or gone for a while."""
+
+    def __init__(self, grid: Grid, sent: dict[str, Message], of: Round) -> None:
+        self._grid, self._of = grid, of
+        self._reached = {x.metadata.dst_node_id for x in sent.values()}
+        self._last_seen = dict.fromkeys(self._reached, time.monotonic())
+
+    def look(self) -> None:
+        """Asks the grid who is there."""
+        try:
+            here = set(self._grid.get_node_ids())
+        except Exception:  # No news; the pulls go on.
+            return
+        now = time.monotonic()
+        self._last_seen |= dict.fromkeys(here & self._reached, now)
+        there = {n for n, seen in self._last_seen.items() if now - seen < _GONE}
+        self._of.unreachable = frozenset(self._of.asked) - there
 
 
 def _signed(found: list[Message], sent: Message) -> Message | None:

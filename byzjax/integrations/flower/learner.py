@@ -14,8 +14,10 @@ from byzjax.base import Aggregator
 from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
-from byzjax.integrations.flower.programs import Programs, Server, rows_used
+from byzjax.integrations.flower.programs import Programs, rows_kept, rows_used
 from byzjax.integrations.flower.rounds import Round
+from byzjax.integrations.flower.server import Server
+from byzjax.integrations.flower.settings import Quorum, outvoted
 
 
 class Advance(NamedTuple):
@@ -32,7 +34,7 @@ class Learner:
     Args:
       aggregator: a rule, or a function from f to one.
       worker: kept of each node, such as `byzjax.momentum(0.9)`; None for nothing.
-      server: the optimizer.
+      server: the optimizer; None adds the aggregate.
       max_share: cap on a node's share; None if numbers of examples do not count.
       key: for rules that draw.
       reference: the server's own reply to a model, for rules that need one.
@@ -42,7 +44,7 @@ class Learner:
         self,
         aggregator: Aggregator | Callable[[int], Aggregator],
         worker: optax.GradientTransformation | None,
-        server: optax.GradientTransformation,
+        server: optax.GradientTransformation | None,
         max_share: float | None,
         key: jax.Array | None,
         reference: Callable[[ArrayRecord], ArrayRecord] | None,
@@ -74,6 +76,15 @@ class Learner:
             self._programs[f] = Programs(rule, self._worker, self._max_share, referring)
         return self._programs[f]
 
+    def needs(self, f: int, asked: int) -> Quorum:
+        """What a round of so many nodes takes, of which f may be Byzantine."""
+        quorum = outvoted(f, asked)
+        if quorum.least is None:
+            return quorum
+        programs = self.programs(f)
+        least = programs.least(f, asked)
+        return Quorum(f, least, "" if least else programs.refusal)
+
     @property
     def compiled(self) -> int:
         """How many programs of aggregates were compiled so far."""
@@ -91,29 +102,29 @@ class Learner:
         """The next model from a round's replies."""
         model = of.model
         assert model is not None
-        nodes, rows = of.stack()
-        if len(nodes) < of.enough:
-            reason = f"{len(nodes)} usable replies, and {of.enough} are needed"
+        if of.refusal:
+            return Advance(None, {}, of.refusal)
+        if len(of.replies) < of.enough:
+            reason = f"{len(of.replies)} usable replies, and {of.enough} are needed"
             return Advance(None, {}, reason)
         programs = self.programs(of.num_byzantine)
         self._last_f = of.num_byzantine
-        used = rows_used(len(nodes), of.enough)
-        if used < len(nodes):
-            draws = np.random.default_rng(secrets.randbits(64))
-            chosen = np.sort(draws.choice(len(nodes), used, replace=False))
-            nodes, rows = [nodes[i] for i in chosen], rows[chosen]
+        nodes, rows, present = _gathered(of, programs)
         if self._rule_state is None:
             self._rule_state = programs.init_state(model.columns)
-        examples = np.asarray([of.replies[node].examples for node in nodes])
+        examples = np.zeros(len(rows))
+        for node, row in nodes.items():
+            examples[row] = of.replies[node].examples
         key = jax.random.fold_in(self._key, server_round)
         try:
             result = programs.aggregate(
                 rows,
                 self._rule_state,
-                self._remembered(nodes, model),
+                self._remembered(nodes, len(rows), model),
                 examples,
                 key,
                 self._own_update(model),
+                present,
             )
         except ValueError as error:  # The rule's, of how many rows it needs.
             return Advance(None, {}, str(error))
@@ -121,14 +132,16 @@ class Learner:
             result.direction, self._server_state, model.tree()
         )
         new = model.moved(step) if np.isfinite(step).all() else None
-        shares = dict(zip(nodes, map(float, result.influence), strict=True))
+        # Who is left out has none.
+        shares = dict.fromkeys(of.replies, 0.0)
+        shares |= {node: float(result.influence[row]) for node, row in nodes.items()}
         if new is None:
             return Advance(None, shares, "the step would not be finite")
         self._model, self._server_state = new, server_state
         self._rule_state = result.state
-        for i, node in enumerate(nodes):
+        for node, row in nodes.items():
             self._memories.pop(node, None)
-            self._memories[node] = [leaf[i].copy() for leaf in result.memories]
+            self._memories[node] = [leaf[row].copy() for leaf in result.memories]
         return Advance(new.record, shares, "")
 
     def forget(self, connected: Iterable[int]) -> None:
@@ -152,12 +165,16 @@ class Learner:
             ) from None
         return row
 
-    def _remembered(self, nodes: list[int], model: Model) -> list[np.ndarray]:
-        """Leaves [m, ...] of what is kept of these nodes."""
+    def _remembered(
+        self, nodes: dict[int, int], rows: int, model: Model
+    ) -> list[np.ndarray]:
+        """Leaves [rows, ...] of what is kept of these nodes, in their rows."""
         if self._worker is None:
             return []
         fresh = next(iter(self._programs.values())).init_memory(model.columns)
-        each = [self._memories.get(node, fresh) for node in nodes]
+        each = [fresh] * rows
+        for node, row in nodes.items():
+            each[row] = self._memories.get(node, fresh)
         return [np.stack(leaves) for leaves in zip(*each, strict=True)]
 
     def save(self, path: pathlib.Path, server_round: int, facts: dict) -> None:
@@ -217,3 +234,22 @@ class Learner:
             if all(leaf is not None for leaf in leaves):
                 self._memories[int(node)] = [x for x in leaves if x is not None]
         return record, facts
+
+
+def _gathered(
+    of: Round, programs: Programs
+) -> tuple[dict[int, int], np.ndarray, np.ndarray | None]:
+    """The nodes aggregated, with their rows in a stack; which of them are present."""
+    kept = rows_kept(len(of.asked))
+    if len(of.replies) < kept and programs.take_present(kept):
+        nodes, rows = of.places()
+        present = np.zeros(kept, bool)
+        present[list(nodes.values())] = True
+        return nodes, rows, present
+    found, rows = of.stack()
+    used = rows_used(len(found), of.enough)
+    if used < len(found):
+        draws = np.random.default_rng(secrets.randbits(64))
+        chosen = np.sort(draws.choice(len(found), used, replace=False))
+        found, rows = [found[i] for i in chosen], rows[chosen]
+    return {node: row for row, node in enumerate(found)}, rows, None

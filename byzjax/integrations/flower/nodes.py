@@ -14,13 +14,14 @@ _LONGEST_REST = 8  # Rounds.
 class NodeHistory:
     """What became of the training messages that were sent to one node.
 
-    **Guarantee.** `asked == accepted + rejected + silent` after every round.
+    **Guarantee.** `asked == accepted + rejected + silent + unheard` after every round.
 
     Attributes:
       asked: rounds in which it was sent the model.
       accepted: replies of it that the rule saw.
       rejected: replies that were not used.
       silent: rounds in which nothing came in time.
+      unheard: rounds that ended before it answered, as too many others were lost.
       influence: sum over its accepted replies of its share in the aggregate; divided
         by `accepted`, its mean influence, which is about 1/m for an honest node.
       reasons: why replies were rejected → how often.
@@ -40,6 +41,7 @@ class NodeHistory:
     reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     resting_until: int = 0
     silences: int = 0  # In a row.
+    unheard: int = 0
 
     def note_rejected(self, reason: str) -> None:
         """Counts a reply that was not used."""
@@ -55,7 +57,10 @@ class NodeHistory:
         self.influence += influence
 
     def note_silence(self, server_round: int) -> None:
-        """The node rests: one round after a first silence, then two, four, eight."""
+        """The node rests: one round after a first silence, then two, four, eight.
+
+        Not counted here, since a node may also be silent when it is to evaluate.
+        """
         rest = min(2**self.silences, _LONGEST_REST)
         self.silences = min(self.silences + 1, 10)
         self.resting_until = server_round + rest

@@ -6,6 +6,7 @@ and compared with what is wanted; nothing is allocated for it.
 """
 
 import ast
+import functools
 import struct
 from typing import Any
 
@@ -66,6 +67,11 @@ def _header(data: bytes) -> tuple[int, dict[str, Any]]:
     if length > _LONGEST_HEADER or first + length > len(data):
         raise Rejected(f"its header claims {length} bytes")
     text = data[first : first + length].decode("utf-8", "replace")
+    return first + length, _parsed(text)
+
+
+@functools.lru_cache(maxsize=256)  # Most arrays of most replies have the same few.
+def _parsed(text: str) -> dict[str, Any]:
     if text.count("(") != 1 or text.count("{") != 1 or "[" in text:
         raise Rejected("its header is not that of a plain array")
     try:
@@ -74,7 +80,7 @@ def _header(data: bytes) -> tuple[int, dict[str, Any]]:
         raise Rejected("its header cannot be read") from None
     if not isinstance(header, dict):
         raise Rejected("its header is not that of an array")
-    return first + length, header
+    return header
 
 
 def _dtype(name: Any, wanted: np.dtype) -> np.dtype:

@@ -1,7 +1,10 @@
-"""The compiled programs: the aggregate of a stack, the nodes' influence, the step.
+"""The compiled programs: the aggregate of a stack, and the nodes' influence.
 
-The one place of byzjax that jits: a strategy is a host program, which its user cannot
-jit. A program serves one number of rows. `rows_used` bounds how many there are.
+With `server`, the only one of byzjax that jits: a strategy is a host program, which
+its user cannot jit. A program serves one number of rows. Rules that take `present` have
+a row for each node asked, and two programs for a size of the round: with all replies,
+and with any others (`rows_kept`). The others have one for each number of replies, and
+`rows_used` bounds how many there are.
 """
 
 import secrets
@@ -18,7 +21,7 @@ from byzjax.base import Aggregator
 from byzjax.integrations.flower.settings import NAME
 from byzjax.numerics import stacked
 
-_EVERY = 32  # Up to so many replies none is left out.
+_EVERY = 32  # Up to so many rows each number has its programs.
 _SAMPLED = 2**22  # Numbers that the influence of all nodes is measured on, about.
 _MOST_SAMPLED = 1024  # Coordinates.
 _MOVE = 0.01  # How far a row is moved, as a share of the spread of its coordinate.
@@ -27,15 +30,24 @@ _MOVE = 0.01  # How far a row is moved, as a share of the spread of its coordina
 def rows_used(m: int, least: int) -> int:
     """How many of m replies are aggregated: the number that programs are bounded by.
 
-    All up to 32; above, m rounded down to four bits behind the first, but not below
-    the least that will do. That leaves out one reply of 17 at most, drawn at random:
-    between 32 and 1024 rows there are 80 programs instead of 992. Not every rule takes
-    `present`, with which one program would serve them all.
+    For rules without `present`. All up to 32; above, m rounded down to four bits behind
+    the first, but not below the least that will do. That leaves out one reply of 17 at
+    most, drawn at random: between 32 and 1024 rows there are 80 numbers, not 992.
     """
-    if m <= _EVERY:
-        return m
-    unit = 2 ** (m.bit_length() - 5)
-    return max(m // unit * unit, min(m, least))
+    return max(m // _unit(m) * _unit(m), min(m, least))
+
+
+def rows_kept(asked: int) -> int:
+    """How many rows there are for so many nodes: up to 32 as many, above a few more.
+
+    Rounded up to four bits behind the first, for rules that take `present`: what is
+    absent costs a sixteenth of the time at most, and nobody is left out.
+    """
+    return -(-asked // _unit(asked)) * _unit(asked)
+
+
+def _unit(rows: int) -> int:
+    return 1 if rows <= _EVERY else 2 ** (rows.bit_length() - 5)
 
 
 class Aggregate(NamedTuple):
@@ -73,11 +85,12 @@ class Programs:
         self._aggregate = jax.jit(self._traced)
         self._influence = jax.jit(self._moved)
         self._least: dict[tuple[int, int], int | None] = {}
+        self._present: dict[int, bool] = {}
 
     def least(self, f: int, asked: int) -> int | None:
         """The fewest rows that tell f liars from the rest and that the rule serves.
 
-        None if it does not serve as many as were asked.
+        None if it does not serve as many as were asked; `refusal` says why.
 
         Raises:
           ValueError: if weights are what the rule cannot take.
@@ -108,10 +121,26 @@ class Programs:
             return False
         return True
 
-    def _try(self, m: int, weighted: bool) -> None:
+    def take_present(self, rows: int) -> bool:
+        """Whether the rule has a form for absent rows, so many rows in all."""
+        if self.rule.trusted:
+            return False  # They have to be there.
+        if rows not in self._present:
+            try:
+                self._try(rows, self._max_share is not None, absent=True)
+                self._present[rows] = True
+            except (ValueError, TypeError):
+                self._present[rows] = False
+        return self._present[rows]
+
+    def _try(self, m: int, weighted: bool, absent: bool = False) -> None:
         rows = jax.ShapeDtypeStruct((m, 8), jnp.float32)
         weights = jax.ShapeDtypeStruct((m,), jnp.float32) if weighted else None
-        more = {"reference": jax.ShapeDtypeStruct((8,), jnp.float32)}
+        more = {}
+        if self._referring:
+            more["reference"] = jax.ShapeDtypeStruct((8,), jnp.float32)
+        if absent:
+            more["present"] = jax.ShapeDtypeStruct((m,), jnp.bool_)
         jax.eval_shape(
             lambda rows, weights, key, more: self.rule.aggregate(
                 rows, weights=weights, key=key, **more
@@ -119,7 +148,7 @@ class Programs:
             rows,
             weights,
             jax.random.key(0),
-            more if self._referring else {},
+            more,
         )
 
     def init_state(self, columns: int) -> Any:
@@ -141,17 +170,31 @@ class Programs:
         examples: np.ndarray,
         key: jax.Array,
         reference: np.ndarray | None,
+        present: np.ndarray | None = None,
     ) -> Aggregate:
-        """Aggregates rows [m, columns] of updates, `rows_used` of them.
+        """Aggregates rows [m, columns] of updates.
+
+        Args:
+          rows: `rows_used` of them, or `rows_kept` of which some are absent.
+          state: of the rule.
+          memories: leaves [m, ...].
+          examples: [m], 0 for who is absent.
+          key: for rules that draw.
+          reference: [columns], for rules that need one.
+          present: bools [m], where the rule takes them and some are absent.
 
         Raises:
-          ValueError: if the rule does not serve m rows.
+          ValueError: if the rule does not serve so many rows.
         """
+        there = len(rows) if present is None else int(present.sum())
+        self.rule.check(there)  # Of too few that are present a rule makes zeros.
         weights = None
         if self._max_share is not None:
-            share = max(self._max_share, 1 / len(rows))
+            share = max(self._max_share, 1 / there)
             weights = cap_weights(examples, max_share=share)
         more = {} if reference is None else {"reference": reference}
+        if present is not None:
+            more["present"] = present
         # In place where memory is aligned; it is not written before this is done.
         direction, state, memories, shares, sent = self._aggregate(
             jax.device_put(rows), state, memories, key, weights, more
@@ -159,8 +202,9 @@ class Programs:
         if shares is None:
             rows = rows if sent is None else np.asarray(sent)
             chosen = _coordinates(*rows.shape)
-            sample, steps = _sample(rows, chosen)
-            more = {name: value[chosen] for name, value in more.items()}
+            sample, steps = _sample(rows, chosen, present)
+            if reference is not None:
+                more["reference"] = reference[chosen]
             shares = self._influence(sample, steps, key, weights, more)
         return Aggregate(
             np.asarray(direction),
@@ -185,7 +229,8 @@ class Programs:
         )
         if self.rule.weigh is None:
             return direction, state, memories, None, sent
-        geometry = (stacked.geometry if self.rule.distances else stacked.norms)(rows)
+        measure = stacked.geometry if self.rule.distances else stacked.norms
+        geometry = measure(rows, present=more.get("present"))
         shares = self.rule.weigh(geometry, key=key, weights=weights)
         shares = jnp.where(geometry.finite, shares, 0)
         return direction, state, memories, shares, None
@@ -215,48 +260,18 @@ def _coordinates(m: int, columns: int) -> np.ndarray:
     return np.sort(draws.choice(columns, size, replace=False))
 
 
-def _sample(rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    rows: np.ndarray, chosen: np.ndarray, present: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """These columns of the rows [m, n], and how far to move each [n].
 
     A coordinate in which half of the rows agree, as one that no data reach, moves
     nobody and is not counted.
     """
     sample = np.ascontiguousarray(rows[:, chosen])
-    middle = np.sort(sample, axis=0)[len(sample) // 2]
-    spread = np.sort(np.abs(sample - middle), axis=0)[len(sample) // 2]
+    there = sample if present is None else sample[present]
+    middle = np.sort(there, axis=0)[len(there) // 2]
+    spread = np.sort(np.abs(there - middle), axis=0)[len(there) // 2]
     draws = np.random.default_rng(secrets.randbits(64))
     steps = draws.choice((-_MOVE, _MOVE), len(chosen)) * spread
     return sample, np.where(np.isfinite(steps), steps, 0).astype(np.float32)
-
-
-class Server:
-    """The server's optimizer, over the model's trained arrays by name."""
-
-    def __init__(self, optimizer: optax.GradientTransformation) -> None:
-        self._optimizer = optax.with_extra_args_support(optimizer)
-        # A dict comes sorted out of a jit: the order of the columns goes in by itself.
-        self._step = jax.jit(self._traced, static_argnums=3)
-
-    def init(self, params: dict[str, np.ndarray]) -> Any:
-        """The optimizer's first state."""
-        return self._optimizer.init(jax.tree.map(jnp.asarray, params))
-
-    def step(
-        self, direction: np.ndarray, state: Any, params: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, Any]:
-        """What to add to the model, [columns], and the new state."""
-        step, state = self._step(direction, state, params, tuple(params))
-        return np.asarray(step), state
-
-    def _traced(self, direction, state, params, names):
-        tree: dict[str, jax.Array] = {}
-        first = 0
-        for name in names:
-            value = params[name]
-            part = direction[first : first + value.size].reshape(value.shape)
-            # An optimizer descends; the aggregate of updates is where to go.
-            tree[name], first = -part.astype(value.dtype), first + value.size
-        steps: Any
-        steps, state = self._optimizer.update(tree, state, params)
-        flat = [steps[name].astype(jnp.float32).reshape(-1) for name in names]
-        return jnp.concatenate(flat), state

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
@@ -29,22 +29,34 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from byzjax.integrations.flower.npy import Rejected
 
 _CHUNK = b"ArrayChunk "  # How a part that holds numbers begins.
-_MOST_METADATA = 2**20  # Bytes of a part that holds none.
+_OTHERS = 2**20  # Bytes of what a reply has beside arrays: metrics, configuration.
 _LEAST_CHUNK = 2**16  # Bytes; Flower's own are 5 MiB.
+_HEADER = 5120  # Bytes before the numbers of an array: npy's, and what Flower adds.
+_MENTION = 256  # Bytes to name a part in the one above it: its id, twice, and marks.
 _UPLOAD_PAUSE = 0.5  # Seconds between looks for a part that is still on its way.
 
 
 class Limits:
-    """How large a reply may be.
+    """How large a reply may be: what an honest one can need, from what was sent.
 
     Args:
-      numbers: bytes of the arrays in an honest one.
-      arrays: how many arrays it has.
+      sent: arrays like those of an honest reply.
+
+    Attributes:
+      parts: how many it is made of: a chunk or more for each array, and a few.
+      metadata: bytes of a part without numbers. The longest is the list of the arrays
+        by name, or of the chunks of one array.
+      bytes: of all parts.
     """
 
-    def __init__(self, numbers: int, arrays: int) -> None:
-        self.bytes = numbers + 4096 * arrays + 2 * _MOST_METADATA
-        self.parts = 64 + 2 * arrays + numbers // _LEAST_CHUNK
+    def __init__(self, sent: ArrayRecord) -> None:
+        numbers = sum(len(array.data) for array in sent.values())
+        chunks = len(sent) + numbers // _LEAST_CHUNK
+        # A name of other alphabets is six times as long in JSON.
+        names = sum(len(json.dumps(name)) for name in sent)
+        self.parts = 64 + len(sent) + chunks
+        self.metadata = _OTHERS + names + _MENTION * chunks
+        self.bytes = numbers + _HEADER * len(sent) + 2 * self.metadata
 
 
 class Pull(threading.Thread):
@@ -125,7 +137,7 @@ class Pull(threading.Thread):
             size += len(content)
             if size > self._limits.bytes:
                 raise Rejected(f"is larger than {self._limits.bytes} bytes")
-            if not content.startswith(_CHUNK) and len(content) > _MOST_METADATA:
+            if not content.startswith(_CHUNK) and len(content) > self._limits.metadata:
                 raise Rejected(f"has a part of {len(content)} bytes without numbers")
             parts[part] = content
         return parts

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord
 
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
+from byzjax.integrations.flower.programs import rows_kept
 
 _MOST_METRICS = 64  # Names read of one client's metrics.
 _SUPERLINK = 1  # The node id under which the SuperLink reports errors.
@@ -52,6 +53,7 @@ class Reply(NamedTuple):
     row: int
     examples: float  # What the client claims; 1 where nobody asked.
     metrics: dict[str, float]
+    record: str  # What the client called the record of its metrics.
 
 
 class Round:
@@ -65,6 +67,10 @@ class Round:
       model: what was sent, for a round of training; None for one of evaluation.
       rows: memory for the replies of training.
       examples_key: the metric that has the number of examples, if it counts.
+      refusal: why nobody was asked, though nodes are there.
+
+    Attributes:
+      unreachable: nodes whose replies cannot come any more, as `exchange` knows.
     """
 
     def __init__(
@@ -77,8 +83,10 @@ class Round:
         model: Model | None = None,
         rows: Rows | None = None,
         examples_key: str | None = None,
+        refusal: str = "",
     ) -> None:
         self.sent = sent
+        self.refusal = refusal
         self.asked = [message.metadata.dst_node_id for message in sent]
         self._places = {node: place for place, node in enumerate(self.asked)}
         self.num_byzantine = num_byzantine
@@ -86,6 +94,8 @@ class Round:
         self.replies: dict[int, Reply] = {}
         self.rejected: dict[int, str] = {}
         self.strangers = 0
+        self.unreachable: frozenset[int] = frozenset()
+        self._given_up = False
         self._budget = budget
         self.model = model
         self._examples_key = examples_key
@@ -93,11 +103,10 @@ class Round:
         self._began = time.monotonic()
         self._enough_after: float | None = None
         if model is not None and rows is not None:
-            self._rows = rows.of(len(sent), model.columns)
+            self._rows = rows.of(rows_kept(len(sent)), model.columns)
 
     @property
-    def silent(self) -> list[int]:
-        """The nodes that have not answered."""
+    def _missing(self) -> list[int]:
         return [
             node
             for node in self.asked
@@ -105,9 +114,30 @@ class Round:
         ]
 
     @property
+    def silent(self) -> list[int]:
+        """The nodes that did not answer, though they had the time."""
+        return [] if self._given_up else self._missing
+
+    @property
+    def unheard(self) -> list[int]:
+        """The nodes whose replies were not waited for, as they changed nothing."""
+        return self._missing if self._given_up else []
+
+    @property
     def has_enough(self) -> bool:
         """Whether there are replies for an aggregate."""
         return len(self.replies) >= self.enough
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the replies used and those that may still come are too few."""
+        gone = self.unreachable - self.replies.keys() - self.rejected.keys()
+        out = len(self.asked) - len(self.rejected) - len(gone)
+        return out < self.enough
+
+    def give_up(self) -> None:
+        """Ends a round that is lost: who has not answered yet is not to blame."""
+        self._given_up = True
 
     def seconds_left_of_round(self) -> float:
         """How long to wait if too few have come."""
@@ -115,8 +145,8 @@ class Round:
 
     def seconds_left(self) -> float:
         """How long to wait for more; at most 0 if it is over."""
-        missing = len(self.silent)
-        if not missing:
+        missing = len(self.asked) - len(self.replies) - len(self.rejected)
+        if not missing or self.is_lost:
             return 0.0
         left = self.seconds_left_of_round()
         if not self.has_enough:
@@ -135,6 +165,7 @@ class Round:
     def reopen(self) -> None:
         """Forgets all replies, for a caller that aggregates the same round again."""
         self.replies, self.rejected, self.strangers = {}, {}, 0
+        self.unreachable, self._given_up = frozenset(), False
         self._free = set(self._places.values())
 
     def take(self, message: Message) -> None:
@@ -158,6 +189,10 @@ class Round:
             else:
                 self.rejected[node] = f"cannot be read: {type(error).__name__}"
 
+    def places(self) -> tuple[dict[int, int], np.ndarray]:
+        """The nodes that count, with their rows in all [rows_kept, columns]."""
+        return {node: reply.row for node, reply in self.replies.items()}, self._rows
+
     def stack(self) -> tuple[list[int], np.ndarray]:
         """The nodes that count, and their rows [m, columns] without gaps."""
         m = len(self.replies)
@@ -167,7 +202,7 @@ class Round:
                 gap = gaps.pop(0)
                 self._rows[gap] = self._rows[reply.row]
                 self.replies[node] = reply._replace(row=gap)
-        self._free = set(range(m, len(self._rows)))
+        self._free = set(range(m, len(self.asked)))
         nodes = sorted(self.replies, key=lambda node: self.replies[node].row)
         return nodes, self._rows[:m]
 
@@ -201,15 +236,16 @@ class Round:
         if not message.has_content():
             raise Rejected("has no content")
         # Not `.array_records`: that rebuilds, writes back, and raises on odd content.
-        records = list(message.content.values())
-        arrays = [record for record in records if isinstance(record, ArrayRecord)]
-        metrics = [record for record in records if isinstance(record, MetricRecord)]
+        records = list(message.content.items())
+        arrays = [x for _, x in records if isinstance(x, ArrayRecord)]
+        metrics = [(name, x) for name, x in records if isinstance(x, MetricRecord)]
         if len(metrics) > 1:
             raise Rejected(f"has {len(metrics)} metric records, not one")
-        claimed = metrics[0] if metrics else MetricRecord()
+        name, claimed = metrics[0] if metrics else ("metrics", MetricRecord())
         examples = self._examples(claimed)
+        numbers = _numbers(claimed)
         if self.model is None:
-            return Reply(-1, examples, _numbers(claimed))
+            return Reply(-1, examples, numbers, one_line(str(name)))
         if len(arrays) != 1:
             raise Rejected(f"has {len(arrays)} array records, not one")
         # By the place of its node, so that the order of arrival changes no result.
@@ -217,7 +253,7 @@ class Round:
         row = place if place in self._free else min(self._free)
         self.model.update(arrays[0], self._rows[row])
         self._free.remove(row)
-        return Reply(row, examples, _numbers(claimed))
+        return Reply(row, examples, numbers, one_line(str(name)))
 
     def _examples(self, metrics: MetricRecord) -> float:
         if self._examples_key is None:

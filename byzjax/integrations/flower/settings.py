@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from flwr.app import MessageType
@@ -11,9 +11,25 @@ from flwr.app import MessageType
 from byzjax import checks, written
 from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
+from byzjax.integrations.flower.reported import Combine
 from byzjax.integrations.flower.rounds import Budget
 
 NAME = "RobustStrategy"
+
+
+class Quorum(NamedTuple):
+    """What a round of some number of nodes takes."""
+
+    num_byzantine: int
+    least: int | None  # Usable replies for an aggregate; None: the nodes are too few.
+    why: str = ""  # They are too few.
+
+
+def outvoted(f: int, asked: int) -> Quorum:
+    """More than twice f: what it takes where no rule has a minimum of its own."""
+    if asked > 2 * f:
+        return Quorum(f, 2 * f + 1)
+    return Quorum(f, None, f"it takes more than twice num_byzantine={f}, got {asked}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +44,8 @@ class Settings:
     min_evaluate_nodes: int
     min_available_nodes: int
     weighted_by_key: str
+    train_metrics_aggr_fn: Combine | None
+    evaluate_metrics_aggr_fn: Combine | None
     arrayrecord_key: str
     configrecord_key: str
     round_seconds: float | None
@@ -49,6 +67,14 @@ class Settings:
             if not isinstance(getattr(self, name), str):
                 raise TypeError(
                     f"{NAME} needs {name} to be a string, got {getattr(self, name)!r}"
+                )
+        for name in ("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise TypeError(
+                    f"{NAME} needs {name} to be a function from the list of clients' "
+                    "records and weighted_by_key to a MetricRecord, or None, got "
+                    f"{given!r}"
                 )
         for name in ("round_seconds", "grace_seconds"):
             if getattr(self, name) is not None:

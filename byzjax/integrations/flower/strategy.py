@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable
-from logging import INFO, WARNING
+from logging import INFO
 
 import jax
 import optax
@@ -18,12 +18,14 @@ from byzjax.integrations.flower import verdicts
 from byzjax.integrations.flower.conversation import Conversation
 from byzjax.integrations.flower.learner import Learner
 from byzjax.integrations.flower.nodes import NodeHistory, Nodes
+from byzjax.integrations.flower.reported import Combine, combined
 from byzjax.integrations.flower.rounds import Round, Rows
 from byzjax.integrations.flower.settings import (
     NAME,
     Settings,
     check_optimizer,
     check_rule,
+    outvoted,
 )
 
 
@@ -38,11 +40,16 @@ class RobustStrategy(Strategy):
 
     with A the rule and the optimizer `server`; with its default, x + A(u).
 
+    Of what clients report, only metrics that more than 2 f usable replies have are
+    looked at, and their f lowest and f highest values are cut to the next, so that all
+    lie between values of honest nodes: even their mean does.
+
     **Guarantee.** Whatever f nodes send, or do not, the run goes on, the model stays
     finite, and its names, shapes, dtypes and integer arrays stay as they are. A reply
     is used if it is like the model in these, finite, and the only one of its node; else
     it counts as absent, with its reason in the log. A round with fewer than 2 f + 1
-    usable replies, or fewer than the rule needs, keeps the model. Who sent a reply is
+    usable replies, or fewer than the rule needs, keeps the model; it ends once too few
+    can still answer, and asks nobody where the nodes are too few. Who sent a reply is
     decided by the message that it answers, never by what it claims. `start` also bounds
     time and memory: the replies of a round take as much as n copies of the model, in
     float32, and one reply being read. `start` is needed for that: Flower's own ends
@@ -58,7 +65,8 @@ class RobustStrategy(Strategy):
         like the median, none; with a smaller one of its own a rule serves no round.
       worker: an optax transformation of each node's updates, as `byzjax.momentum(0.9)`;
         its state is kept here per node. None passes updates on.
-      server: the server's optimizer, any optax transformation.
+      server: the server's optimizer, any optax transformation. None adds the
+        aggregate to the model, as `optax.sgd(1.0)` does.
       max_share: most that one node's `num-examples` may weigh, in (0, 1], for rules
         that take weights. None, the default, ignores these claims.
       fraction_train: share of the connected nodes that is asked to train.
@@ -67,6 +75,10 @@ class RobustStrategy(Strategy):
       min_evaluate_nodes: fewest nodes to ask to evaluate, likewise.
       min_available_nodes: fewest connected nodes to begin with.
       weighted_by_key: metric that has the number of examples.
+      train_metrics_aggr_fn: makes one `MetricRecord` of the clients' metrics, as
+        FedAvg's: from a list of `RecordDict` and `weighted_by_key`. It sees only what
+        f liars cannot choose; see below. None for medians.
+      evaluate_metrics_aggr_fn: likewise for evaluation.
       arrayrecord_key: name of the model's record in the messages sent.
       configrecord_key: name of the configuration's record in them.
       round_seconds: longest wait for the replies of a round; None for the `timeout`
@@ -117,6 +129,8 @@ class RobustStrategy(Strategy):
         min_evaluate_nodes: int = 2,
         min_available_nodes: int = 2,
         weighted_by_key: str = "num-examples",
+        train_metrics_aggr_fn: Combine | None = None,
+        evaluate_metrics_aggr_fn: Combine | None = None,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
         round_seconds: float | None = None,
@@ -134,6 +148,8 @@ class RobustStrategy(Strategy):
             min_evaluate_nodes=min_evaluate_nodes,
             min_available_nodes=min_available_nodes,
             weighted_by_key=weighted_by_key,
+            train_metrics_aggr_fn=train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
             round_seconds=round_seconds,
@@ -141,10 +157,9 @@ class RobustStrategy(Strategy):
             checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
         )
         check_rule(aggregator, num_byzantine)
-        server = optax.sgd(1.0) if server is None else server
-        check_optimizer("server", server)
-        if worker is not None:
-            check_optimizer("worker", worker)
+        for name, link in (("server", server), ("worker", worker)):
+            if link is not None:
+                check_optimizer(name, link)
         if key is not None:
             key = checks.key(NAME, key)
         self._learner = Learner(aggregator, worker, server, max_share, key, reference)
@@ -167,20 +182,17 @@ class RobustStrategy(Strategy):
     ) -> list[Message]:
         """Messages with the model for the nodes of this round; none to skip it."""
         model = self._learner.opened(arrays)
-        sent = self._talk.messages("train", server_round, arrays, config, grid)
-        f = self._settings.f(len(sent))
-        programs = self._learner.programs(f)
-        least = programs.least(f, len(sent)) if sent else None
-        if sent and least is None:
-            why = programs.refusal or "it takes more than twice f"
-            log(WARNING, "%s nodes are too few, f is %s: %s", len(sent), f, why)
+        sent, quorum = self._talk.messages(
+            "train", server_round, arrays, config, grid, self._learner.needs
+        )
         self._learner.forget(self._talk.connected)
         key = self._settings.weighted_by_key
         current = Round(
             sent,
-            f,
-            least or len(sent) + 1,
+            quorum.num_byzantine,
+            quorum.least or 1,
             self._settings.budget(self._talk.timeout),
+            refusal=quorum.why if self._talk.connected else "",
             model=model,
             rows=self._rows,
             examples_key=None if self._settings.max_share is None else key,
@@ -193,10 +205,11 @@ class RobustStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next model, or None to keep it, and the round's verdicts."""
         current = self._talk.collected("train", server_round, replies)
-        if not current.sent:
+        if not current.sent and not current.refusal:
             return None, None
         advance = self._learner.advance(current, server_round)
         verdicts.log_advance(advance)
+        silent = set(current.silent)
         for node in current.asked:
             history = self._nodes.of(node)
             history.asked += 1
@@ -204,29 +217,40 @@ class RobustStrategy(Strategy):
                 history.note_accepted(advance.influence.get(node, 0.0))
             elif node in current.rejected:
                 history.note_rejected(current.rejected[node])
-            else:
+            elif node in silent:
                 history.silent += 1
                 history.note_silence(server_round)
-        return advance.arrays, verdicts.metrics(current, advance)
+            else:
+                history.unheard += 1
+        settings = self._settings
+        reported = combined(
+            current, settings.train_metrics_aggr_fn, settings.weighted_by_key
+        )
+        return advance.arrays, verdicts.metrics(current, advance, reported)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Messages with the model for the nodes that evaluate it; none to skip."""
-        sent = self._talk.messages("evaluate", server_round, arrays, config, grid)
-        f = self._settings.f(len(sent))
+        sent, quorum = self._talk.messages(
+            "evaluate", server_round, arrays, config, grid, outvoted
+        )
         budget = self._settings.budget(self._talk.timeout)
-        self._talk.begin("evaluate", Round(sent, f, 2 * f + 1, budget))
+        current = Round(sent, quorum.num_byzantine, quorum.least or 1, budget)
+        self._talk.begin("evaluate", current)
         return sent
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """The medians of the metrics that more than half of the nodes sent."""
+        """The medians of the metrics that more than 2 f nodes sent, or as told."""
         current = self._talk.collected("evaluate", server_round, replies)
         for node in current.silent:
             self._nodes.of(node).note_silence(server_round)
-        found = verdicts.medians(current)
+        settings = self._settings
+        found = combined(
+            current, settings.evaluate_metrics_aggr_fn, settings.weighted_by_key
+        )
         return MetricRecord(dict(found)) if found else None
 
     def summary(self) -> None:

@@ -1,6 +1,5 @@
 """What a round made of each node, as Flower's metrics and as lines of the log."""
 
-import statistics
 from collections.abc import Mapping
 from logging import INFO, WARNING
 
@@ -12,38 +11,26 @@ from byzjax.integrations.flower.nodes import NodeHistory
 from byzjax.integrations.flower.rounds import Round
 
 
-def medians(of: Round) -> dict[str, float]:
-    """Of each metric that more than half of the usable replies have, the median.
+def metrics(
+    of: Round, advance: Advance, reported: dict[str, float | int]
+) -> MetricRecord:
+    """A round's verdicts beside the metrics that were reported.
 
-    Metrics are claims too: their mean would be whatever one client likes.
+    Nodes are in the keys: values are numbers of 64 bits.
     """
-    replies = list(of.replies.values())
-    if len(replies) <= 2 * of.num_byzantine:
-        return {}
-    values: dict[str, list[float]] = {}
-    for reply in replies:
-        for name, value in reply.metrics.items():
-            values.setdefault(name, []).append(value)
-    return {
-        name: statistics.median(found)
-        for name, found in sorted(values.items())
-        if 2 * len(found) > len(replies)
-    }
-
-
-def metrics(of: Round, advance: Advance) -> MetricRecord:
-    """A round's verdicts. Nodes are in the keys: values are numbers of 64 bits."""
-    found: dict[str, float | int] = dict(medians(of))
+    found = dict(reported)
     found |= {
         "accepted": len(of.replies),
         "rejected": len(of.rejected),
         "silent": len(of.silent),
+        "unheard": len(of.unheard),
         "byzantine-assumed": of.num_byzantine,
         "model-kept": int(advance.arrays is None),
     }
     found |= {f"influence.{node}": x for node, x in sorted(advance.influence.items())}
     found |= {f"rejected.{node}": 1 for node in sorted(of.rejected)}
     found |= {f"silent.{node}": 1 for node in sorted(of.silent)}
+    found |= {f"unheard.{node}": 1 for node in sorted(of.unheard)}
     return MetricRecord(dict(found))
 
 
@@ -61,6 +48,9 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
         log(WARNING, "\t> the reply of node %s counts as absent: %s", node, reason)
     for node in sorted(of.silent):
         log(WARNING, "\t> node %s did not answer in time", node)
+    if of.unheard:
+        nodes = ", ".join(map(str, sorted(of.unheard)))
+        log(WARNING, "\t> too few can still answer; not waited for: %s", nodes)
     if of.strangers:
         log(WARNING, "\t> %s replies that nobody was asked for", of.strangers)
 
@@ -75,16 +65,17 @@ def log_advance(advance: Advance) -> None:
 
 def log_histories(histories: Mapping[int, NodeHistory]) -> None:
     """One line a node, at the end of a run."""
-    log(INFO, "Nodes: asked, accepted, rejected, silent, mean influence")
+    log(INFO, "Nodes: asked, accepted, rejected, silent, unheard, mean influence")
     for node, history in sorted(histories.items()):
         log(
             INFO,
-            "\t%s: %s, %s, %s, %s, %.3f%s",
+            "\t%s: %s, %s, %s, %s, %s, %.3f%s",
             node,
             history.asked,
             history.accepted,
             history.rejected,
             history.silent,
+            history.unheard,
             history.influence / max(history.accepted, 1),
             "".join(f"; {n}× {reason}" for reason, n in history.reasons.items()),
         )

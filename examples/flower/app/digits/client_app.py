@@ -1,6 +1,7 @@
 """A client: trains on its own digits, or does worse."""
 
 import time
+from typing import Any
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,17 +17,16 @@ def train(message: Message, context: Context) -> Message:
     clients = int(context.node_config["num-partitions"])
     time.sleep(float(context.run_config["pause"]))
     images, digits = task.client_data(client, clients)
-    sent = message.content["arrays"]
+    received: Any = message.content
+    sent = received["arrays"]
     model = task.train(
         task.from_record(sent),
         images,
         digits,
-        seed=int(message.content["config"]["server-round"]),
+        seed=int(received["config"]["server-round"]),
     )
-    metrics = {"num-examples": len(digits)}
-    content = RecordDict(
-        {"arrays": task.to_record(model), "metrics": MetricRecord(metrics)}
-    )
+    metrics = MetricRecord({"num-examples": len(digits)})
+    content = RecordDict({"arrays": task.to_record(model), "metrics": metrics})
     is_hostile = client == clients - 1
     kind = str(context.run_config["hostility"]) if is_hostile else "none"
     hostile.KINDS[kind](content, sent)

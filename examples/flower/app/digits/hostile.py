@@ -3,9 +3,10 @@
 import json
 import os
 import time
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
 
 from digits import task
@@ -14,7 +15,7 @@ from digits import task
 def on_model(change):
     """A kind that sends another model in place of its own."""
 
-    def kind(content: RecordDict, sent: ArrayRecord) -> None:
+    def kind(content: Any, sent: ArrayRecord) -> None:
         new, old = (task.from_record(r) for r in (content["arrays"], sent))
         content["arrays"] = task.to_record(change(new, old))
 
@@ -40,7 +41,7 @@ def backwards(new, old):
 def bytes_of(make):
     """A kind that puts these bytes where its first array was."""
 
-    def kind(content: RecordDict, sent: ArrayRecord) -> None:
+    def kind(content: Any, sent: ArrayRecord) -> None:
         record = content["arrays"]
         name, array = next(iter(record.items()))
         record[name] = Array(array.dtype, array.shape, array.stype, make(array.data))
@@ -70,7 +71,7 @@ class Unreadable(Array):
 Unreadable.__qualname__ = "Array"  # What it says that it is.
 
 
-def unreadable(content: RecordDict, sent: ArrayRecord) -> None:
+def unreadable(content: Any, sent: ArrayRecord) -> None:
     record = content["arrays"]
     name, array = next(iter(record.items()))
     record[name] = Unreadable(array.dtype, array.shape, array.stype, array.data)
@@ -79,14 +80,14 @@ def unreadable(content: RecordDict, sent: ArrayRecord) -> None:
 def claims(examples):
     """A hostile model, and a number of examples that makes it count."""
 
-    def kind(content: RecordDict, sent: ArrayRecord) -> None:
+    def kind(content: Any, sent: ArrayRecord) -> None:
         on_floats(backwards)(content, sent)
         content["metrics"]["num-examples"] = examples
 
     return kind
 
 
-def metrics(content: RecordDict, sent: ArrayRecord) -> None:
+def metrics(content: Any, sent: ArrayRecord) -> None:
     content["metrics"]["another"] = 1.0
 
 

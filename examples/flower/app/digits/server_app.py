@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 from flwr.app import Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -19,7 +20,9 @@ def rule(f: int) -> byzjax.Aggregator:
 
 
 def strategy_of(config):
-    common = dict(fraction_evaluate=0.0, min_train_nodes=4, min_available_nodes=5)
+    common: dict[str, Any] = dict(
+        fraction_evaluate=0.0, min_train_nodes=4, min_available_nodes=5
+    )
     if config["strategy"] == "fedavg":
         return FedAvg(**common)
     if config["strategy"] == "fedmedian":
@@ -31,7 +34,7 @@ def strategy_of(config):
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
-    found: dict[str, object] = {"accuracy": {}, "finished": False}
+    found: dict[str, Any] = {"accuracy": {}, "finished": False}
 
     def write():
         if config["result"]:
