@@ -51,6 +51,18 @@ def standard_promotion():
         yield
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Makes an error of a file of tests that cannot be imported.
+
+    What lets the package's modules need extras that are not there would skip it.
+    """
+    report = yield
+    if report.skipped and "unable to import module" in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"{collector.path}: not importable"
+    return report
+
+
 def group(item):
     """Tests that share compiled programs: an xdist group, else a file."""
     marker = item.get_closest_marker("xdist_group")

@@ -18,9 +18,9 @@ import optax
 from byzjax import cap_weights
 from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
-from byzjax.integrations.flower.settings import NAME
 from byzjax.numerics import stacked
 
+NAME = "RobustStrategy"  # What errors call it.
 _EVERY = 32  # Up to so many rows each number has its programs.
 _SAMPLED = 2**22  # Numbers that the influence of all nodes is measured on, about.
 _MOST_SAMPLED = 1024  # Coordinates.

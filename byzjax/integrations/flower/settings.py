@@ -11,10 +11,9 @@ from flwr.app import MessageType
 from byzjax import checks, written
 from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
+from byzjax.integrations.flower.programs import NAME
 from byzjax.integrations.flower.reported import Combine
 from byzjax.integrations.flower.rounds import Budget
-
-NAME = "RobustStrategy"
 
 
 class Quorum(NamedTuple):
