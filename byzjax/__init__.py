@@ -144,4 +144,7 @@ except importlib.metadata.PackageNotFoundError:  # Sources that nobody installed
 # A rule's repr is how one writes it.
 written.factories(sys.modules[__name__], __all__)
 written.factories(attacks, attacks.__all__, prefix="attacks.")
+written.factories(
+    rules, ("coordinatewise", "geometric", "premixed", "prescaled"), prefix="rules."
+)
 written.factories(poisoning, ("label_flip", "backdoor"), prefix="poisoning.")

@@ -90,8 +90,10 @@ def info(arguments: argparse.Namespace) -> None:
 def _devices() -> Sequence[Any]:
     try:
         return jax.devices()
-    except RuntimeError as error:  # JAX_PLATFORMS names what is not there.
-        raise _Failed(f"JAX finds no device. {error}") from error
+    # JAX_PLATFORMS names what is not there; of a plugin that lacks JAX asserts it.
+    except (RuntimeError, AssertionError) as error:
+        why = str(error) or "Is what JAX_PLATFORMS names installed?"
+        raise _Failed(f"JAX finds no device. {why}") from error
 
 
 def rules(arguments: argparse.Namespace) -> None:

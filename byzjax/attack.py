@@ -108,6 +108,12 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
                     )
                 own = trees.as_arrays(own)
             sent, after = forge(honest, own, state, num_byzantine=f, **extra)
+            shapes = [jnp.shape(x) for x in jax.tree.leaves(sent)]
+            if any(shape[:1] != (f,) for shape in shapes):
+                raise ValueError(
+                    "an attack needs its forge to return num_byzantine messages, one a "
+                    f"row of each leaf, got num_byzantine={f} and leaves of {shapes}"
+                )
             # A bad batch of one honest worker is no reason to lose what was learnt.
             if jax.tree.structure(after) == jax.tree.structure(state):
                 after = trees.kept(trees.stays_finite(after, state), after, state)

@@ -33,10 +33,10 @@ def stack(trees: Sequence[Tree]) -> Tree:
       [2. 2.]
     """
     if not isinstance(trees, list | tuple) or hasattr(trees, "_fields"):
-        of_dict = checks.is_dict_of_trees(trees)
-        cure = ": give list(trees.values())" if of_dict else ""
+        values = ".values()" if isinstance(trees, dict) else ""
         raise TypeError(
-            f"stack needs trees to be a list of one tree a worker, got {trees!r}{cure}"
+            "stack needs trees to be a list of one tree a worker, got "
+            f"{type(trees).__name__}: give list(trees{values})"
         )
     if not trees:
         raise ValueError("stack needs trees of at least one worker, got an empty list")

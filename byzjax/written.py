@@ -59,7 +59,7 @@ class Written:
     written: Call | None = None
 
     def __repr__(self) -> str:
-        return super().__repr__() if self.written is None else repr(self.written)
+        return shown(self) if self.written is None else repr(self.written)
 
     def named(self, method: str) -> Hashable | None:
         """The same for this method of what does the same; None if that is not known."""

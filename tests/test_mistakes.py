@@ -231,7 +231,12 @@ def test_stack_is_a_row_for_each_tree():
 @pytest.mark.parametrize(
     "bad, error, match",
     [
-        (TREE, TypeError, "stack needs trees to be a list of one tree a worker, got {"),
+        (
+            TREE,
+            TypeError,
+            r"a list of one tree a worker, got dict: give list\(trees.val",
+        ),
+        (iter([TREE]), TypeError, r"list_iterator: give list\(trees\)$"),
         ([], ValueError, "stack needs trees of at least one worker, got an empty list"),
         ([1.0, 2.0], TypeError, r"stack needs arrays as leaves, got float at trees\[0"),
         (

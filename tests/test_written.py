@@ -106,9 +106,9 @@ def test_errors_show_rules_so():
         byzjax.attacks.optimized(byzjax.nnm(byzjax.median(), 2), byzjax.median())
 
 
-def test_a_rule_made_by_hand_is_shown_as_a_tuple():
+def test_a_rule_made_by_hand_is_shown_without_addresses():
     made = byzjax.Aggregator(optax.init_empty_state, lambda u, s, p=None: (u, s))
-    assert repr(made).startswith("Aggregator(init=<function")
+    assert repr(made) == "<byzjax.Aggregator>"
     assert repr(byzjax.median()._replace(init=None)).startswith("Aggregator(init=None")
 
 

@@ -204,7 +204,13 @@ def premixed(
     def check_both(m):
         if check is not None:
             check(m)
-        rule.check(m if count is None else count(m))
+        if count is None:
+            return rule.check(m)
+        try:
+            rule.check(count(m))
+        except ValueError as error:
+            seen = f"{name} of num_workers={m} leaves its rule {count(m)} rows"
+            raise ValueError(f"{seen}, and {error}") from error
 
     # Of means a rule trusts one, and no longer a worker.
     trusted = rule.trusted if count is None else ()

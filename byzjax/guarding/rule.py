@@ -146,7 +146,8 @@ def guard(
             return rule.inside(updates, inner, params, present=present, **extra)
 
         def plainly():
-            found = plain.inside(updates, optax.EmptyState(), present=present)
+            none = optax.EmptyState()
+            found = plain.inside(updates, none, params, present=present)
             return found[0], state.rule_state
 
         out, rule_state = loops.cond(serves, robustly, plainly)

@@ -62,6 +62,14 @@ class Setup:
             )
 
     def _check_parts(self):
+        for keyword in ("worker", "server"):
+            value = getattr(self, keyword)
+            if isinstance(value, optax.MultiSteps):  # As optax.chain takes it too.
+                raise TypeError(
+                    f"trainer needs {keyword} to be an optax.GradientTransformation, "
+                    f"got an optax.MultiSteps: give {keyword}=optax.MultiSteps(...)"
+                    ".gradient_transformation()"
+                )
         link = optax.GradientTransformation, "an optax.GradientTransformation"
         forger = Attack | None, "a byzjax.Attack"
         for keyword, value, (kind, name) in (

@@ -180,6 +180,11 @@ def trainer(
     def step(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                "trainer.step needs a state of trainer.init(params), or of a step "
+                f"before, got {type(state).__name__}"
+            )
         checks.extras("trainer.step", extra, setup.taken_by(extra))
         _check_batches(batches, setup.num_workers, setup.num_given)
         if key is None:
