@@ -59,3 +59,15 @@ def test_rules_of_ones_own_are_shown_without_addresses():
     assert repr(byzjax.nnm(lifted, 1)) == "nnm(rules.coordinatewise('own', middle), 1)"
     attack = byzjax.Attack(lambda honest, own, state, **_: (honest, state))
     assert repr(attack) == "<byzjax.Attack>"
+
+
+def test_what_a_lift_is_given_returns_is_of_its_shape():
+    rows = jnp.ones((5, 3))
+    mixed = rules.premixed("own", byzjax.median(), lambda geometry: jnp.ones((2, 5)))
+    scaled = rules.prescaled("own", byzjax.krum(1), lambda geometry: jnp.ones(4))
+    for rule, shapes in (
+        (mixed, r"of shape \(5, 5\), got shape \(2, 5\)"),
+        (scaled, r"of shape \(5,\), got shape \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=shapes):
+            rule.aggregate(rows)

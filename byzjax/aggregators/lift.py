@@ -60,7 +60,7 @@ def coordinatewise(
             claims.refuse_absent(name, "its reduce takes present, bools [m]")
         else:
             found = reduce(rows, *weights, present=present)
-        _check_shape(name, "its reduce to return", found, rows.shape[1:])
+        _check_shape(name, "its reduce to return rows", found, rows.shape[1:])
         return found
 
     if weighted:
@@ -217,10 +217,15 @@ def premixed(
     bears = bears or rule.bears
 
     def mixing(geometry, key):
-        if not random:
-            return matrix(geometry), key
-        own, inner = jax.random.split(checks.key(name, key))
-        return matrix(geometry, own), inner
+        m = geometry.num_workers
+        if random:
+            own, key = jax.random.split(checks.key(name, key))
+            w = matrix(geometry, own)
+        else:
+            w = matrix(geometry)
+        rows = m if count is None else count(m)
+        _check_shape(name, "its matrix to return weights", w, (rows, m))
+        return w, key
 
     def mixed_present(geometry, w):
         if geometry.present is None or count is None:
@@ -297,7 +302,9 @@ def prescaled(
 
     def scaling(geometry, weights):
         claims.refuse_weights(name, weights)
-        return factors(geometry)
+        s = factors(geometry)
+        _check_shape(name, "its factors to return numbers", s, (geometry.num_workers,))
+        return s
 
     if rule.weigh is not None:
         base_weigh = rule.weigh
