@@ -69,7 +69,7 @@ def test_killed_clients_and_servers_end_nothing(example, tmp_path):
         assert servers and checkpoint.exists()
         for pid in servers:
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: following.poll() is not None, 60)
+        wait_for(lambda: following.poll() is not None, 180)
         running.kill("run")
         following = running.submit(config, CLIENTS)
         wait_for(lambda: following.poll() is not None, 240)
