@@ -124,6 +124,9 @@ def geometric_median(
     return Aggregator(optax.init_empty_state, update, bears=bearing.minority)
 
 
+_LEAST = 1e-30  # Of ν in the unit of the rows, whose inverses are added up.
+
+
 def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
     """Weiszfeld's iteration on the plane of the geometry, from weights to weights [m].
 
@@ -154,6 +157,7 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
         distance = jnp.sqrt(squared)
         if smoothing is not None:
             nu = geometry.in_unit(jnp.asarray(smoothing).astype(prior.dtype))
+            nu = jnp.maximum(nu, _LEAST)
             pull = prior / jnp.where(meets, nu, jnp.maximum(distance, nu))
             own = jnp.zeros((), gram.dtype)
             others = jnp.sum(pull)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import jax.typing
+from jax import lax
 
 from byzjax import checks
 from byzjax.attack import Attack
@@ -92,7 +93,11 @@ def mean(honest: Tree) -> Tree:
 
     def of_leaf(x):
         rows = [wide(x[i]) for i in range(x.shape[0])]
-        return order.row_sum(rows) / len(rows)
+        # Over a power of two, as the sum of rows whose mean is a float may be none. It
+        # is no constant: XLA would take one out of the sum again.
+        unit = jnp.asarray(2.0 ** len(rows).bit_length(), rows[0].dtype)
+        share = lax.optimization_barrier(1 / unit)
+        return order.row_sum([row * share for row in rows]) / len(rows) * unit
 
     return jax.tree.map(of_leaf, honest)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from byzjax import trees
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import Way
@@ -36,6 +37,12 @@ def computed_batches(setup: Setup, layout: Layout, batches: Any) -> Any:
     if setup.poison is None:
         return batches
     poisoned = jax.vmap(setup.poison)(batches)
+    # Nothing is cast or broadcast: what would be refused where rows are put together.
+    jax.eval_shape(
+        lambda x, y: trees.stack_rows(x, y, "trainer.step", "poison's batches"),
+        batches,
+        poisoned,
+    )
     own = jnp.arange(count) < h
 
     def either(x, y):

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from byzjax import checks
+from byzjax import checks, trees
 from byzjax.transforms.anytime import anytime, check_averaging
 from byzjax.transforms.schedules import authors_beta, authors_mixing
 from byzjax.transforms.storm import check_beta, storm
@@ -73,7 +75,15 @@ def mu2sgd(
         optax.sgd(learning_rate), weight=weight, mixing=mixing, projection=projection
     )
     chained = optax.chain(storm(beta), server)
-    return optax.GradientTransformationExtraArgs(chained.init, chained.update)
+
+    def update(updates, state, params=None, **extra):
+        moved, after = chained.update(updates, state, params, **extra)
+        # A bad batch costs this step, and not what is remembered.
+        good = trees.all_finite((updates, moved))
+        moved = jax.tree.map(lambda x: jnp.where(good, x, 0), moved)
+        return moved, trees.kept(good, after, state)
+
+    return optax.GradientTransformationExtraArgs(chained.init, update)
 
 
 def mu2sgd_authors(

@@ -104,3 +104,17 @@ def test_tolerance_stops_near_the_geometric_median():
     rule = byzjax.geometric_median(num_iterations=100, tolerance=1e-3)
     got = jax.jit(rule.aggregate)(rows)
     assert np.linalg.norm(got - ref.geometric_median(rows.astype(np.float64))) < 1e-1
+
+
+@pytest.mark.parametrize("init", ["mean", "median", "zeros"])
+def test_no_smoothing_is_too_small(init):
+    """Traced zeros, and what is none in the unit of the rows."""
+    rows = jnp.array([[0.0], [1.0], [3.0]])
+
+    def of(nu, x):
+        rule = byzjax.geometric_median(smoothing=nu, num_iterations=3, init=init)
+        return rule.aggregate(x)
+
+    assert np.isfinite(jax.jit(of)(0.0, rows)).all()
+    assert np.isfinite(of(1e-50, jnp.ones((3, 2)))).all()
+    assert np.isfinite(of(1e-10, rows * 1e30)).all()

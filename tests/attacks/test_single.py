@@ -328,3 +328,18 @@ def test_never_and_always():
     # f of the inner attack is that of the whole.
     inner = attacks.intermittent(attacks.ipm(num_byzantine=2), 1.0)
     assert inner.apply(x, key=key).tobytes() == always.tobytes()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: attacks.ipm(0.5),
+        lambda: attacks.sign_flip(of="mean"),
+        lambda: attacks.alie(z=1.0),
+    ],
+)
+def test_rows_whose_sum_is_no_float_have_a_mean(make):
+    rows = jnp.full((9, 2), 1.0).at[:, 1].set(jnp.linspace(0.9, 1.1, 9))
+    sent = jax.jit(lambda x: make().apply(x, num_byzantine=2))
+    scale = np.float32(2.0**126)
+    np.testing.assert_allclose(sent(rows * scale) / scale, sent(rows), rtol=1e-5)

@@ -116,3 +116,34 @@ def test_files_of_something_else_are_refused(tmp_path):
     checkpoint.write(path, {}, {})
     arrays, facts = checkpoint.read(path)
     assert not arrays and facts == {"version": 1}
+
+
+def test_what_another_worker_remembers_is_refused(tmp_path):
+    def of(worker):
+        return RobustStrategy(
+            byzjax.median(),
+            num_byzantine=1,
+            worker=worker,
+            fraction_evaluate=0.0,
+            checkpoint=tmp_path / "a",
+        )
+
+    start(of(byzjax.momentum(0.9)), 2)
+    with pytest.raises(ValueError, match="a checkpoint made with the worker it is giv"):
+        start(of(optax.trace(0.9)), 3)
+
+
+def test_a_run_without_an_aggregate_so_far_goes_on(tmp_path):
+    def rule(f):
+        assert f > 0  # No round had none.
+        return byzjax.median()
+
+    def of():
+        return RobustStrategy(
+            rule, num_byzantine=0.2, fraction_evaluate=0.0, checkpoint=tmp_path / "a"
+        )
+
+    grid = FakeGrid(dict.fromkeys(NODES, lambda message, grid: None))
+    of().start(grid, model(), 1, timeout=3)
+    rest, _ = start(of(), 2)
+    assert rest.train_metrics_clientapp[2]["model-kept"] == 0

@@ -406,3 +406,26 @@ def test_a_rule_told_a_smaller_f_is_refused_or_serves_no_round(caplog):
 def test_aggregating_what_was_never_asked_is_refused():
     with pytest.raises(RuntimeError, match="needs configure_train before"):
         strategy().aggregate_train(1, [])
+
+
+def test_a_share_is_of_those_drawn_and_not_of_those_awake():
+    """Else who makes honest nodes rest would be more than a share of the others."""
+
+    def late(message, grid):
+        since = first.setdefault(message.metadata.message_id, time.monotonic())
+        return honest(message, grid) if time.monotonic() - since > 3 else None
+
+    first = {}
+    nodes = dict.fromkeys((1, 2, 3, 8, 9), honest) | dict.fromkeys(
+        (4, 5, 6, 7, 10), late
+    )
+    robust = RobustStrategy(
+        byzjax.trimmed_mean,
+        num_byzantine=0.2,
+        fraction_evaluate=0.0,
+        grace_seconds=0.2,
+        round_seconds=30,
+    )
+    result = robust.start(FakeGrid(nodes), model(), num_rounds=2, timeout=60)
+    found = [m["byzantine-assumed"] for m in result.train_metrics_clientapp.values()]
+    assert found == [2, 2]

@@ -245,3 +245,20 @@ def test_absent_workers_are_workers():
     with pytest.raises(ValueError, match="absent"):
         one(absent=(-1,))
     assert hash(one(absent=(1,))) != hash(one()) and one(absent=(1,)) != one()
+
+
+def test_a_poison_is_not_cast_on_a_layout():
+    layout = sharding.Layout(jax.make_mesh((1,), ("workers",)))
+    trainer = byzjax.trainer(
+        lambda params, batch: jnp.sum(params * jnp.mean(batch.astype(jnp.float32))),
+        poison=lambda batch: batch / 2,
+        aggregator=byzjax.median(),
+        server=optax.sgd(0.1),
+        num_workers=3,
+        num_byzantine=1,
+        layout=layout,
+    )
+    state = trainer.init(jnp.zeros(2))
+    dtype = pytest.raises(TypeError, match="poison's batches to keep the dtype int32")
+    with jax.numpy_dtype_promotion("standard"), dtype:
+        trainer.step(state, jnp.ones((3, 4), jnp.int32), jax.random.key(0))

@@ -306,3 +306,16 @@ def test_projection_keeps_both_iterates_inside():
         x = optax.apply_updates(x, updates)
         assert np.linalg.norm(state.iterate) <= radius * (1 + 1e-6)
         assert np.linalg.norm(x) <= radius * (1 + 1e-6)
+
+
+def test_a_bad_batch_costs_mu2sgd_a_step_and_not_its_memory():
+    optimizer, params = mu2sgd(0.1), jnp.ones(2)
+    good = {"grad_fn": lambda x: jnp.ones(2), "prev_params": params}
+    bad = {"grad_fn": lambda x: jnp.full(2, jnp.nan), "prev_params": params}
+    step = lambda g, s, how: optimizer.update(g, s, params, **how)  # noqa: E731
+    _, state = step(jnp.ones(2), optimizer.init(params), good)
+    moved, after = step(jnp.full(2, jnp.nan), state, bad)
+    np.testing.assert_array_equal(moved, 0)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    moved, _ = step(jnp.ones(2), after, good)
+    assert (moved < 0).all()

@@ -48,9 +48,12 @@ class Conversation:
             return [], Quorum(0, None)
         self._meet(kind, server_round, grid, needs)
         size = self._size(kind)
-        least = needs(settings.f(size), size).least or size
+        # Of those drawn before some are left to rest: hostile nodes answer in time, and
+        # among fewer they would be a larger share.
+        f = settings.f(size)
+        least = needs(f, size).least or size
         asked = self._nodes.choose(self.connected, size, least, server_round)
-        quorum = needs(settings.f(len(asked)), len(asked))
+        quorum = needs(f, len(asked))
         if quorum.least is None:
             log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)
             return [], quorum

@@ -54,7 +54,7 @@ class Learner:
         self._key = jax.random.key(secrets.randbits(31)) if key is None else key
         self._server = Server(server)
         self._programs: dict[int, Programs] = {}
-        self._last_f = 0
+        self._last_f: int | None = None
         self._model: Model | None = None
         self._rule_state: Any = None
         self._server_state: Any = None
@@ -224,15 +224,25 @@ class Learner:
         model = self.opened(record)
         self._server_state = checkpoint.restored("server", saved, self._server_state)
         self._key = checkpoint.restored("key", saved, self._key)
+        if facts["f"] is None:  # No round had an aggregate: nothing is remembered.
+            return record, facts
+        self._last_f = facts["f"]
         programs = self.programs(facts["f"])
         if facts["has_rule_state"]:
             fresh = programs.init_state(model.columns)
             self._rule_state = checkpoint.restored("rule", saved, fresh)
-        size = len(programs.init_memory(model.columns))
+        made = [np.asarray(x) for x in programs.init_memory(model.columns)]
         for i, node in enumerate(facts["remembered"]):
-            leaves = [saved.get(f"memory/{i}/{j}") for j in range(size)]
-            if all(leaf is not None for leaf in leaves):
-                self._memories[int(node)] = [x for x in leaves if x is not None]
+            leaves = [x for name, x in saved.items() if name.startswith(f"memory/{i}/")]
+            if [(x.shape, x.dtype) for x in leaves] != [
+                (x.shape, x.dtype) for x in made
+            ]:
+                raise ValueError(
+                    "RobustStrategy needs a checkpoint made with the worker it is "
+                    f"given, got what another remembers in {path}: move it away to "
+                    "start anew"
+                )
+            self._memories[int(node)] = leaves
         return record, facts
 
 
