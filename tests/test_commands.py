@@ -9,6 +9,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 
 import pytest
 
@@ -101,7 +102,10 @@ def check_python(words, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(file), *arguments])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parsed)
     try:
-        run(run_name="__main__")
+        with warnings.catch_warnings():
+            # Of modules that other tests have imported.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            run(run_name="__main__")
     except Parsed:
         return
     except ModuleNotFoundError as error:

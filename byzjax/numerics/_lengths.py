@@ -120,12 +120,11 @@ def _squares(rows, center, index, scales):
 
     def of_block(x, *c):
         dtype = accumulator_dtype(x.dtype)
-        gaps, center = x.astype(dtype), [one.astype(dtype)[None] for one in c]
-        if scales is not None:  # First, since their difference may be no float.
-            factors = scales.astype(dtype)[:, None]
-            gaps, center = gaps * factors, [one * factors for one in center]
+        gaps = x.astype(dtype)
         if c:
-            gaps = gaps - center[0]
+            gaps = gaps - c[0].astype(dtype)[None]
+        if scales is not None:
+            gaps = gaps * scales.astype(dtype)[:, None]
         return (), _square(gaps)
 
     if scales is not None:

@@ -65,8 +65,6 @@ def in_reach(lengths: jax.Array) -> jax.Array:
 def largest(rows: Sequence[jax.Array], beside: Sequence[jax.Array | None]) -> jax.Array:
     """The largest |x_k − c| [m] of each row, +inf where one is no number.
 
-    No more than the largest float where x_k and c are finite, though this be more.
-
     Args:
       rows: `[m, n]` each.
       beside: what is taken off, `[n]` for each of `rows`, or None.
@@ -74,14 +72,12 @@ def largest(rows: Sequence[jax.Array], beside: Sequence[jax.Array | None]) -> ja
     found = []
     for x, c in zip(rows, beside, strict=True):
         x = x.astype(accumulator_dtype(x.dtype))
-        if c is not None:  # In halves, whose difference is a float.
-            x = x / 2 - c.astype(x.dtype)[None] / 2
-        top = jnp.max(jnp.abs(x), axis=1, initial=0)
-        finite = jnp.isfinite(top)
-        top = top if c is None else in_reach(2 * top)
-        found.append(jnp.where(finite, top, jnp.inf))
+        if c is not None:
+            x = x - c.astype(x.dtype)[None]
+        found.append(jnp.max(jnp.abs(x), axis=1, initial=0))
     dtype = np.result_type(*found)
-    return jnp.max(jnp.stack([top.astype(dtype) for top in found]), axis=0)
+    tops = jnp.max(jnp.stack([top.astype(dtype) for top in found]), axis=0)
+    return jnp.where(jnp.isnan(tops), jnp.inf, tops)
 
 
 def unfolded(arrays):

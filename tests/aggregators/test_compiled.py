@@ -124,7 +124,7 @@ def test_programs_of_many_leaves_are_bounded(name):
     shapes = [(3, 3, 16, 16), (16,), (16,), (16, 40)] * 25
     tree = [jax.ShapeDtypeStruct((M, *shape), jnp.float32) for shape in shapes]
     one = jax.ShapeDtypeStruct((M, 1000), jnp.float32)
-    assert size(RULES[name][0], tree) < size(RULES[name][0], one) + 25 * len(tree)
+    assert size(RULES[name][0], tree) < size(RULES[name][0], one) + 30 * len(tree)
 
 
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "meamed"])

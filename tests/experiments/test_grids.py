@@ -19,7 +19,7 @@ from experiments import __main__ as command_line
 from experiments import choice, compilation, data, names, own, store, table
 from experiments.config import Config, grid
 from experiments.progress import Progress
-from tests.test_readme import blocks
+from tests.test_pages import blocks
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = Config(

