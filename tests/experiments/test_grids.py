@@ -171,7 +171,7 @@ def test_what_is_no_grid(arguments, words):
 @pytest.mark.usefixtures("_no_compilation_cache")
 def test_shards_are_the_whole(tmp_path, capsys):
     grid_of = ["--grid", "rule=median,mean", "--quick", "--seeds", "1"]
-    grid_of += ["--out", str(tmp_path), "--name", "mine"]
+    grid_of += ["--out", str(tmp_path), "--name", "mine", "--set", "dataset=digits"]
     for part, finished in ((1, 1), (2, 2)):
         assert command_line.main(["run", *grid_of, "--shard", f"{part}/2"]) == 0
         assert len(list(tmp_path.glob("runs/*/seed-0.jsonl"))) == finished
