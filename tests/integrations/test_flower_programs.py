@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,7 +67,13 @@ NAN = hostile.values(np.nan)
 def test_who_is_absent_changes_no_result(rule, answer, worker):
     """Whatever a refused reply left in its row, in this round or in the one before."""
     nodes, absent, start = range(1, 13), (3, 8, 12), model()
-    robust = RobustStrategy(rule, num_byzantine=2, fraction_evaluate=0.0, worker=worker)
+    robust = RobustStrategy(
+        rule,
+        num_byzantine=2,
+        fraction_evaluate=0.0,
+        worker=worker,
+        key=jax.random.key(0),
+    )
     if worker is None:
         first = robust.start(network(nodes, nodes, HUGE), start, 1)
         assert first.train_metrics_clientapp[1]["accepted"] == 12
@@ -78,7 +85,8 @@ def test_who_is_absent_changes_no_result(rule, answer, worker):
     metrics = result.train_metrics_clientapp[1]
     shares = {k: v for k, v in metrics.items() if k.startswith("influence.")}
     assert len(shares) == 9
-    assert sum(shares.values()) == pytest.approx(1, abs=0.05)
+    # Where it is measured, then on coordinates that are drawn.
+    assert sum(shares.values()) == pytest.approx(1, abs=0.15)
 
 
 def test_shares_are_capped_of_those_that_are_present():
@@ -106,7 +114,7 @@ def test_nobody_is_left_out_of_many_replies():
     metrics = result.train_metrics_clientapp[1]
     shares = [v for k, v in metrics.items() if k.startswith("influence.")]
     assert metrics["accepted"] == len(shares) == 35
-    assert sum(shares) == pytest.approx(1, abs=0.05)
+    assert sum(shares) == pytest.approx(1, abs=0.15)
     assert robust.compiled == 1
 
 
