@@ -139,7 +139,7 @@ def test_programs_are_bounded_by_the_numbers_of_rows():
 
 
 def test_programs_are_bounded_where_f_is_a_share():
-    """f is decided by how many are asked, and so is the number of rows."""
+    """f is decided by how many are drawn, and so is the number of rows."""
     settings = mock.Mock(num_byzantine=0.2)
     sizes = {(Settings.f(settings, n), rows_kept(n)) for n in range(1, 1025)}
     assert len(sizes) == 295

@@ -429,3 +429,4 @@ def test_a_share_is_of_those_drawn_and_not_of_those_awake():
     result = robust.start(FakeGrid(nodes), model(), num_rounds=2, timeout=60)
     found = [m["byzantine-assumed"] for m in result.train_metrics_clientapp.values()]
     assert found == [2, 2]
+    assert robust.compiled == 1  # Who rests is absent: the rows are as many.

@@ -53,7 +53,7 @@ class Conversation:
         f = settings.f(size)
         least = needs(f, size).least or size
         asked = self._nodes.choose(self.connected, size, least, server_round)
-        quorum = needs(f, len(asked))
+        quorum = needs(f, len(asked))._replace(drawn=size)
         if quorum.least is None:
             log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)
             return [], quorum

@@ -14,7 +14,7 @@ from byzjax.base import Aggregator
 from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
-from byzjax.integrations.flower.programs import Programs, rows_kept, rows_used
+from byzjax.integrations.flower.programs import Programs, rows_used
 from byzjax.integrations.flower.rounds import Round
 from byzjax.integrations.flower.server import Server
 from byzjax.integrations.flower.settings import Quorum, outvoted
@@ -250,7 +250,7 @@ def _gathered(
     of: Round, programs: Programs
 ) -> tuple[dict[int, int], np.ndarray, np.ndarray | None]:
     """The nodes aggregated, with their rows in a stack; which of them are present."""
-    kept = rows_kept(len(of.asked))
+    kept = of.num_rows
     if len(of.replies) < kept and programs.take_present(kept):
         nodes, rows = of.places()
         present = np.zeros(kept, bool)

@@ -67,9 +67,12 @@ class Round:
       model: what was sent, for a round of training; None for one of evaluation.
       rows: memory for the replies of training.
       examples_key: the metric that has the number of examples, if it counts.
+      drawn: of how many nodes those asked are, if some were left to rest.
       refusal: why nobody was asked, though nodes are there.
 
     Attributes:
+      num_rows: rows that programs see: who rests is absent, so that f and the number
+        of rows go together.
       unreachable: nodes whose replies cannot come any more, as `exchange` knows.
     """
 
@@ -83,6 +86,7 @@ class Round:
         model: Model | None = None,
         rows: Rows | None = None,
         examples_key: str | None = None,
+        drawn: int = 0,
         refusal: str = "",
     ) -> None:
         self.sent = sent
@@ -102,8 +106,9 @@ class Round:
         self._free = set(self._places.values())
         self._began = time.monotonic()
         self._enough_after: float | None = None
+        self.num_rows = rows_kept(max(drawn, len(sent)))
         if model is not None and rows is not None:
-            self._rows = rows.of(rows_kept(len(sent)), model.columns)
+            self._rows = rows.of(self.num_rows, model.columns)
 
     @property
     def _missing(self) -> list[int]:
@@ -190,7 +195,7 @@ class Round:
                 self.rejected[node] = f"cannot be read: {type(error).__name__}"
 
     def places(self) -> tuple[dict[int, int], np.ndarray]:
-        """The nodes that count, with their rows in all [rows_kept, columns]."""
+        """The nodes that count, with their rows in all [num_rows, columns]."""
         return {node: reply.row for node, reply in self.replies.items()}, self._rows
 
     def stack(self) -> tuple[list[int], np.ndarray]:

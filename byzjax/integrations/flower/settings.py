@@ -22,6 +22,7 @@ class Quorum(NamedTuple):
     num_byzantine: int
     least: int | None  # Usable replies for an aggregate; None: the nodes are too few.
     why: str = ""  # They are too few.
+    drawn: int = 0  # Nodes of which f is a share, those left to rest among them.
 
 
 def outvoted(f: int, asked: int) -> Quorum:
@@ -86,13 +87,13 @@ class Settings:
                 max_share=self.max_share,
             )
 
-    def f(self, asked: int) -> int:
-        """How many of the nodes asked may be Byzantine."""
+    def f(self, drawn: int) -> int:
+        """How many of the nodes drawn may be Byzantine."""
         if isinstance(self.num_byzantine, int):
             return self.num_byzantine
         # Up: when honest nodes are lost, hostile ones are a larger share of the rest.
         # A share such as 0.07 times 100 is a little more than 7.
-        return math.ceil(self.num_byzantine * asked - 1e-9)
+        return math.ceil(self.num_byzantine * drawn - 1e-9)
 
     def budget(self, timeout: float) -> Budget:
         """How long a round waits, if it is not told otherwise."""
@@ -116,13 +117,13 @@ def _check_byzantine(given: Any) -> None:
     if isinstance(given, float):
         if not 0 <= given < 0.5:
             raise ValueError(
-                f"{NAME} needs 0 <= num_byzantine < 0.5 as a share of the nodes asked, "
+                f"{NAME} needs 0 <= num_byzantine < 0.5 as a share of the nodes drawn, "
                 f"got num_byzantine={given}"
             )
     elif isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(
             f"{NAME} needs num_byzantine to be an int, or a float as a share of the "
-            f"nodes asked, got num_byzantine={given!r}"
+            f"nodes drawn, got num_byzantine={given!r}"
         )
     else:
         checks.count(NAME, num_byzantine=given)

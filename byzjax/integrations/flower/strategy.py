@@ -61,7 +61,7 @@ class RobustStrategy(Strategy):
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
         byzjax.ctma(byzjax.nnm(byzjax.median(), f), f)`, where f is a share.
       num_byzantine: f, the nodes of a round that may be hostile or lost: an int, or a
-        share of those asked below 1/2, rounded up. Rules have an f of their own or,
+        share of those drawn below 1/2, rounded up. Rules have an f of their own or,
         like the median, none; with a smaller one of its own a rule serves no round.
       worker: an optax transformation of each node's updates, as `byzjax.momentum(0.9)`;
         its state is kept here per node. None passes updates on.
@@ -196,6 +196,7 @@ class RobustStrategy(Strategy):
             model=model,
             rows=self._rows,
             examples_key=None if self._settings.max_share is None else key,
+            drawn=quorum.drawn,
         )
         self._talk.begin("train", current)
         return sent
