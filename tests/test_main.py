@@ -137,6 +137,13 @@ def test_info_without_the_device_that_was_asked_for(capsys, monkeypatch):
             "byzjax: JAX finds no device. Unable to initialize backend 'tpu'\n"
         )
 
+    def lacking():  # As JAX does of a plugin.
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", lacking)
+    status, _, err = run(capsys, "info")
+    assert status == 1 and err.endswith("Is what JAX_PLATFORMS names installed?\n")
+
 
 def test_the_demo_shows_what_the_library_is_for(capsys):
     status, out, err = run(capsys, "demo", "--steps", "80")

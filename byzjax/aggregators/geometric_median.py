@@ -12,6 +12,8 @@ from byzjax.aggregators import bearing, claims, lift, newton
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
+_LEAST = 1e-30  # Of ν in the unit of the rows, whose inverses are added up.
+
 
 def geometric_median(
     *,
@@ -122,9 +124,6 @@ def geometric_median(
         return stacked.weighted_sum(updates, shares, origin=center), state
 
     return Aggregator(optax.init_empty_state, update, bears=bearing.minority)
-
-
-_LEAST = 1e-30  # Of ν in the unit of the rows, whose inverses are added up.
 
 
 def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):

@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
 
     Squares are in units of `unit` squared, so that they stay in the range of floats
     where the rows do; a length of one's own is divided by it. Norms are lengths as they
-    are.
+    are, none beyond the largest float.
 
     Attributes:
       gram: `[m + 1, m + 1]`, zero for rows that are not finite.

@@ -33,7 +33,8 @@ def mu2sgd(
     `storm()` to the workers and `anytime(optax.sgd(learning_rate))` to the server.
 
     **Guarantee** (Theorem 4.2 of the paper): for convex smooth losses one learning rate
-    serves every noise level, horizon and fraction of Byzantine workers.
+    serves every noise level, horizon and fraction of Byzantine workers. Gradients that
+    are not finite, or an update, leave parameters and state as they are.
 
     Args:
       learning_rate: eta >= 0, a float or a schedule of the 0-based count.

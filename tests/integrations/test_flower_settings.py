@@ -1,0 +1,143 @@
+"""What a strategy is told: shares, bad arguments, rules and their f, and bounds."""
+
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+
+import byzjax
+from byzjax.integrations.flower import RobustStrategy
+from byzjax.integrations.flower.nodes import Nodes
+from tests.integrations.fake_grid import (
+    FakeGrid,
+    arrays,
+    honest,
+    model,
+    moved,
+    reply,
+    sent_model,
+    silent,
+)
+from tests.integrations.test_flower_rounds import strategy
+
+
+def test_shares_of_the_nodes_are_asked_and_f_is_a_share_of_these():
+    grid = FakeGrid(dict.fromkeys(range(1, 41), honest))
+    robust = strategy(num_byzantine=0.29, fraction_train=0.5, fraction_evaluate=0.25)
+    result = robust.start(grid, model(), 1)
+    assert len(grid.asked) == 20 + 10
+    assert result.train_metrics_clientapp[1]["byzantine-assumed"] == 6
+
+
+def test_a_lost_node_does_not_lower_f_below_the_hostile_one():
+    def backwards(message, grid):
+        return reply(message, moved(sent_model(message), -100.0))
+
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: silent, 5: backwards})
+    start = model()
+    robust = RobustStrategy(
+        byzjax.trimmed_mean,
+        num_byzantine=0.2,
+        fraction_evaluate=0.0,
+        grace_seconds=0.1,
+    )
+    result = robust.start(grid, start, 4)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["byzantine-assumed"] == 1 and metrics["model-kept"] == 0
+    moved_by = arrays(result.arrays)["big"] - arrays(start)["big"]
+    np.testing.assert_allclose(moved_by, 4, atol=1)
+
+
+def test_the_number_of_histories_is_bounded():
+    nodes = Nodes()
+    for node in range(10_050):
+        nodes.of(node)
+    assert len(nodes.histories) == 10_000 and 0 not in nodes.histories
+    history = nodes.of(10_049)
+    for i in range(100):
+        history.note_rejected(f"reason {i}")
+    assert history.rejected == 100 and len(history.reasons) == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_byzantine=-1), "num_byzantine >= 0, got num_byzantine=-1"),
+        (dict(num_byzantine=0.5), "0 <= num_byzantine < 0.5"),
+        (dict(num_byzantine=True), "to be an int, or a float"),
+        (dict(num_byzantine="1"), "to be an int, or a float"),
+        (dict(max_share=0.0), "0 < max_share <= 1, got max_share=0.0"),
+        (dict(fraction_train=1.5), "0 <= fraction_train <= 1"),
+        (dict(min_train_nodes=-2), "min_train_nodes >= 0"),
+        (dict(min_evaluate_nodes=1.0), "min_evaluate_nodes to be a static int"),
+        (dict(round_seconds=-1), "round_seconds >= 0"),
+        (dict(grace_seconds=float("nan")), "grace_seconds"),
+        (dict(weighted_by_key=3), "weighted_by_key to be a string, got 3"),
+        (dict(train_metrics_aggr_fn="mean"), "train_metrics_aggr_fn to be a function"),
+        (dict(worker=0.9), "worker to be an optax transformation"),
+        (dict(server="sgd"), "server to be an optax transformation"),
+        (dict(key=3), "a key made by jax.random.key"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        strategy(**options)
+    assert str(caught.value).startswith("RobustStrategy needs ")
+    assert message in str(caught.value)
+
+
+def test_a_rule_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="needs an aggregator such as"):
+        RobustStrategy("median", num_byzantine=1)
+    robust = RobustStrategy(lambda f: "median", num_byzantine=1)
+    with pytest.raises(TypeError, match="function from f to one"):
+        robust.start(FakeGrid({1: honest, 2: honest, 3: honest}), model(), 1)
+
+
+def test_a_rule_told_a_smaller_f_is_refused_or_serves_no_round(caplog):
+    with pytest.raises(ValueError, match=r"^RobustStrategy needs .*bears 1 at most"):
+        RobustStrategy(byzjax.nnm(byzjax.trimmed_mean(1), 1), num_byzantine=2)
+    grid = FakeGrid(dict.fromkeys(range(1, 11), honest))
+    for of_f, f in ((byzjax.trimmed_mean(1), 0.2), (lambda f: byzjax.krum(1), 2)):
+        caplog.clear()
+        robust = RobustStrategy(of_f, num_byzantine=f, fraction_evaluate=0)
+        result = robust.start(grid, model(), 1)
+        assert result.train_metrics_clientapp[1]["model-kept"] == 1
+        assert "bears its num_byzantine=2, got" in caplog.text
+    for rule in (byzjax.trimmed_mean(3), byzjax.median(), byzjax.mean()):
+        robust = RobustStrategy(rule, num_byzantine=2, fraction_evaluate=0)
+        result = robust.start(grid, model(), 1)
+        assert result.train_metrics_clientapp[1]["model-kept"] == 0
+
+
+def test_aggregating_what_was_never_asked_is_refused():
+    with pytest.raises(RuntimeError, match="needs configure_train before"):
+        strategy().aggregate_train(1, [])
+
+
+def test_a_share_is_of_those_drawn_and_not_of_those_awake():
+    """Else who makes honest nodes rest would be more than a share of the others."""
+
+    def late(message, grid):
+        since = first.setdefault(message.metadata.message_id, time.monotonic())
+        return honest(message, grid) if time.monotonic() - since > 3 else None
+
+    first = {}
+    nodes = dict.fromkeys((1, 2, 3, 8, 9), honest) | dict.fromkeys(
+        (4, 5, 6, 7, 10), late
+    )
+    robust = RobustStrategy(
+        byzjax.trimmed_mean,
+        num_byzantine=0.2,
+        fraction_evaluate=0.0,
+        grace_seconds=0.2,
+        round_seconds=30,
+    )
+    result = robust.start(FakeGrid(nodes), model(), num_rounds=2, timeout=60)
+    found = [m["byzantine-assumed"] for m in result.train_metrics_clientapp.values()]
+    assert found == [2, 2]
+    assert robust.compiled == 1  # Who rests is absent: the rows are as many.
