@@ -73,6 +73,8 @@ KINDS = {
     "int64": np.int64(1),
     "bfloat16": jnp.bfloat16(0.5),
     "huge": 10**400,
+    "1e308": 1e308,
+    "1e-320": 1e-320,
     "complex": 1j,
     "array": np.array([1.0, 2.0]),
     "rule": MEDIAN,
@@ -211,6 +213,28 @@ def test_traced_numbers(make):
             for number in (jnp.float32(0.5), jnp.float64(0.5), jnp.int32(1)):
                 out = shape_of(function, jnp.float32, number)
                 assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("make", [OF_NUMBERS, STRENGTHS], ids=["rules", "attacks"])
+def test_numbers_that_would_be_infinite_are_refused(make):
+    for name, function in make.items():
+        for number in (1e39, 1e308, 10**39):
+            with pytest.raises(ValueError, match=rf"{name.split()[0]}.* float32, 1.18e"):
+                function(number)
+            with jax.enable_x64(True):
+                tool = function(min(number, 1e300))  # fang adds to it.
+                assert shape_of(lambda t=tool: t, jnp.float64).dtype == jnp.float64
+                with pytest.raises(ValueError, match=r"rows' float32, at most 3.4e\+38"):
+                    shape_of(lambda t=tool: t, jnp.float32)
+
+
+def test_numbers_that_would_be_zero_are_refused_where_zero_is():
+    match = r"clipping needs max_norm in the range of float32, 1.18e-38 to .*=1e-320: "
+    with pytest.raises(ValueError, match=match):
+        byzjax.clipping(MEDIAN, 1e-320)
+    match = r"float16, at most 6.55e\+04, got 100000"
+    with pytest.raises(ValueError, match=match):
+        attacks.constant(1e5).apply(jnp.ones((3, 2), jnp.float16), num_byzantine=1)
 
 
 @pytest.mark.parametrize("name", STATIC)

@@ -77,7 +77,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
         if num_iterations == 1:  # Distances between rows are not needed.
             distances = stacked.distances_to_tree(updates, state.center, present)
             count = order.as_number(count, distances.dtype)
-            shares = clip(distances, jnp.asarray(radius, distances.dtype)) / count
+            shares = clip(distances, checks.in_dtype(radius, distances.dtype)) / count
         else:
             # Around v itself, so the weights are of x_i − v and the rest stays at v; no
             # iterate is farther from it than the radius times their number.
@@ -93,7 +93,7 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
                 kept = clip(stacked.root(squares), reach)
                 return shares * (1 - jnp.sum(kept) / count) + kept / count
 
-            reach = geometry.in_unit(jnp.asarray(radius, geometry.gram.dtype))
+            reach = geometry.in_unit(checks.in_dtype(radius, geometry.gram.dtype))
             start = jnp.zeros((m,), geometry.gram.dtype)
             shares = loops.fori_loop(0, num_iterations, step, start)
         center = stacked.weighted_sum(updates, shares, origin=state.center)

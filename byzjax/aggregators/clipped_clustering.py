@@ -114,7 +114,7 @@ def clipped_clustering(
         most = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
         most = most.astype(geometry.norms.dtype)
         if max_norm is not None:
-            most = jnp.minimum(most, jnp.asarray(max_norm, most.dtype))
+            most = jnp.minimum(most, checks.in_dtype(max_norm, most.dtype))
         labels = _two_clusters(geometry.cosine_distances(), geometry.finite, linkage)
         same = (labels[:, None] == labels[None, :]) & geometry.finite[None, :]
         largest = jnp.argmax(jnp.where(geometry.finite, jnp.sum(same, axis=1), 0))

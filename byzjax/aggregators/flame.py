@@ -69,7 +69,7 @@ def flame(*, noise: float = 0.001) -> Aggregator:
         )
         norms = stacked.norms(updates, present).norms
         typical = order.middle(norms, present=present)
-        scale = jnp.asarray(level, typical.dtype) * typical
+        scale = checks.in_dtype(level, typical.dtype) * typical
 
         def noisy(leaf, drawn):
             drawn = drawn * scale.astype(drawn.dtype)

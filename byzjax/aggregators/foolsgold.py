@@ -43,8 +43,9 @@ def foolsgold(
     **Guarantee.** Against *sybils*, any number of workers that pursue one goal with
     much the same updates. A single Byzantine worker unlike all others is trusted: this
     is no (f, κ)-robust rule, and it fits honest workers with unlike data. A row that is
-    not finite has weight exactly 0 and is left out of the history. Two passes over the
-    stack, one more for the history.
+    not finite has weight exactly 0 and is left out of the history; a worker whose sum
+    leaves the floats' range is left out from then on. Two passes over the stack, one
+    more for the history.
 
     Args:
       num_workers: m, to keep a history of a row for each; None for none.
@@ -127,7 +128,7 @@ def _select(finite, rows):
 def _unlikeness(cosines, present, epsilon):
     """FoolsGold's weights α [m] from cosines [m, m], −inf where unknown."""
     m = cosines.shape[0]
-    epsilon = jnp.asarray(epsilon, cosines.dtype)
+    epsilon = checks.in_dtype(epsilon, cosines.dtype)
     # As in the authors' code a worker's likeness with itself counts as zero.
     itself = np.eye(m, dtype=bool)
     cosines = jnp.where(itself | ~jnp.isfinite(cosines), 0, cosines)

@@ -155,7 +155,7 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
         squared = jnp.where(meets | ~geometry.finite, 1.0, squared)
         distance = jnp.sqrt(squared)
         if smoothing is not None:
-            nu = geometry.in_unit(jnp.asarray(smoothing).astype(prior.dtype))
+            nu = geometry.in_unit(checks.in_dtype(smoothing, prior.dtype))
             nu = jnp.maximum(nu, _LEAST)
             pull = prior / jnp.where(meets, nu, jnp.maximum(distance, nu))
             own = jnp.zeros((), gram.dtype)

@@ -67,7 +67,7 @@ def signguard(*, lower: float = 0.1, upper: float = 3.0) -> Aggregator:
         geometry = stacked.norms(updates, present)
         norms = geometry.norms
         typical = order.middle(norms, present=present)
-        low, high = (jnp.asarray(x, norms.dtype) for x in (least, most))
+        low, high = (checks.in_dtype(x, norms.dtype) for x in (least, most))
         plausible = (norms >= low * typical) & (norms <= high * typical)
         plausible &= geometry.finite
         alike = _mean_shift_cluster(_sign_fractions(updates), geometry.finite)

@@ -72,7 +72,7 @@ def filled(value: jax.typing.ArrayLike, num_byzantine: int | None) -> Attack:
 
     def sent(honest, f, key):
         return jax.tree.map(
-            lambda x: jnp.full((f, *x.shape[1:]), value, x.dtype), honest
+            lambda x: jnp.full((f, *x.shape[1:]), number(value, x)), honest
         )
 
     return rows(sent, num_byzantine=num_byzantine)
@@ -84,8 +84,8 @@ def wide(leaf: jax.Array) -> jax.Array:
 
 
 def number(value: Any, leaf: jax.Array) -> jax.Array:
-    """A strength, traced or not, in the dtype that goes with a wide leaf."""
-    return jnp.asarray(value).astype(leaf.dtype)
+    """A strength, traced or not, in the dtype of the leaf."""
+    return checks.in_dtype(value, leaf.dtype)
 
 
 def mean(honest: Tree) -> Tree:

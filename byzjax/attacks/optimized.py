@@ -84,7 +84,7 @@ def optimized(
             "optimized needs attack to be a function from a strength to an attack, "
             f"such as byzjax.attacks.ipm, got {attack!r}"
         )
-    probe = attack(jnp.asarray(start, jnp.float32))
+    probe = attack(checks.in_dtype(start, jnp.float32))
     search.check("optimized", aggregator, probe, what="result of attack")
 
     def worst(honest, forged, aggregated):
@@ -98,7 +98,7 @@ def optimized(
 
         def trial(i, carry):
             best, harm, reach, expanding = carry
-            proposed = jnp.where(i == 0, best, best + reach)
+            proposed = jnp.where(i == 0, best, jnp.minimum(best + reach, largest))
             found = try_out(proposed)[0].astype(jnp.float32)
             better = found > harm
             grown = jnp.where(expanding & better, 2 * reach, shrink * reach)
@@ -108,12 +108,13 @@ def optimized(
             return best, harm, jnp.where(i == 0, reach, grown), expanding
 
         shrink = jnp.asarray(ratio).astype(jnp.float32)
+        largest = float(jnp.finfo(jnp.float32).max)
         # The first trial is of the start itself. It is a pass of the loop like the
         # others, so that the rule is compiled once less.
         carry = (
-            jnp.asarray(start).astype(jnp.float32),
+            checks.in_dtype(start, jnp.float32),
             jnp.asarray(-jnp.inf, jnp.float32),
-            jnp.asarray(step).astype(jnp.float32),
+            checks.in_dtype(step, jnp.float32),
             jnp.asarray(True),
         )
         best = loops.fori_loop(0, num_evaluations, trial, carry)[0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.typing
 
-from byzjax import trees
+from byzjax import checks, trees
 from byzjax.attack import Attack
 from byzjax.attacks import lift
 from byzjax.base import Aggregator
@@ -117,7 +117,7 @@ def _turned(toward: Tree, angle: jax.typing.ArrayLike) -> Tree:
     toward = lift.unit(toward)
     along = stacked.total([jnp.sum(r) for r in jax.tree.leaves(toward)])
     aside = jax.tree.map(lambda r: 1 - lift.number(along, r) * r, toward)
-    theta = jnp.asarray(angle).astype(along.dtype) * (math.pi / 180)
+    theta = checks.in_dtype(angle, along.dtype) * (math.pi / 180)
     sine, cosine = jnp.sin(theta), jnp.cos(theta)
     return jax.tree.map(
         lambda p, r: lift.number(sine, p) * p + lift.number(cosine, r) * r,

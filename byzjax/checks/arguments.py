@@ -105,7 +105,33 @@ def number(
             f"{name} needs a finite {keyword}{'' if minimum == -math.inf else bound}, "
             f"got {keyword}={number}"
         )
+    # Of the widest floats that there are: wider ones would end as inf, or as zero.
+    widest = jnp.finfo(jnp.result_type(float))
+    least, most = float(widest.tiny), float(widest.max)
+    if abs(given) > most or (open_interval and given - minimum < least):
+        raise ValueError(
+            f"{name} needs {keyword} in the range of {widest.dtype}, {least:.3g} to "
+            f"{most:.3g}, got {keyword}={number}"
+            + ("" if jax.config.jax_enable_x64 else ": jax_enable_x64 widens it")
+        )
     return given
+
+
+def in_dtype(value: Any, dtype: Any) -> jax.Array:
+    """A number, traced or not, as an array of the dtype that it goes with.
+
+    Raises:
+      ValueError: it is known, and would be an infinity there.
+    """
+    if isinstance(value, int | float | np.generic):
+        value = as_float(value)  # An int may be beyond those of arrays.
+        largest = float(jnp.finfo(dtype).max)
+        if largest < abs(value) < math.inf:
+            raise ValueError(
+                f"byzjax needs numbers of a rule or an attack in the range of the "
+                f"rows' {jnp.dtype(dtype)}, at most {largest:.3g}, got {value:g}"
+            )
+    return jnp.asarray(value).astype(dtype)
 
 
 def as_float(number: Any) -> float:

@@ -288,7 +288,7 @@ def _clipped(grads, max_norm):
     if max_norm is None:
         return grads
     norm = stacked.norm(grads)
-    max_norm = jnp.asarray(max_norm, norm.dtype)
+    max_norm = checks.in_dtype(max_norm, norm.dtype)
     long = norm > max_norm
     # By way of a power of two, as the quotient of the two may be no float.
     unit = stacked.inverse(stacked.power_of_two(jnp.where(long, norm, 1)))

@@ -46,6 +46,6 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
     limit = checks.number("clipping", max_norm=max_norm, open_interval=True)
 
     def factors(geometry):
-        return geometry.clip_factors(limit)
+        return geometry.clip_factors(checks.in_dtype(limit, geometry.norms.dtype))
 
     return lift.prescaled("clipping", rule, factors)
