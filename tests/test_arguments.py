@@ -219,12 +219,16 @@ def test_traced_numbers(make):
 def test_numbers_that_would_be_infinite_are_refused(make):
     for name, function in make.items():
         for number in (1e39, 1e308, 10**39):
-            with pytest.raises(ValueError, match=rf"{name.split()[0]}.* float32, 1.18e"):
+            with pytest.raises(
+                ValueError, match=rf"{name.split()[0]}.* float32, 1.18e"
+            ):
                 function(number)
             with jax.enable_x64(True):
                 tool = function(min(number, 1e300))  # fang adds to it.
                 assert shape_of(lambda t=tool: t, jnp.float64).dtype == jnp.float64
-                with pytest.raises(ValueError, match=r"rows' float32, at most 3.4e\+38"):
+                with pytest.raises(
+                    ValueError, match=r"rows' float32, at most 3.4e\+38"
+                ):
                     shape_of(lambda t=tool: t, jnp.float32)
 
 

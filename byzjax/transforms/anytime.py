@@ -52,11 +52,11 @@ def anytime(
 
     **Guarantee**: with a projection onto a convex set K that contains the initial
     params, all w_t are in K by the projection, and all x_t by convexity if
-    gamma_t <= 1: x itself is never projected. alpha_t d_t has the dtype of the leaf, and
-    leaves the range of a float16 at 65 504: give such params `weight=1.0`. A direction
-    that is not finite spoils the iterate for good, as it does in every optimizer: only
-    an aggregate of a rule that bears its attackers is finite (`mu2sgd` keeps out what
-    is not).
+    gamma_t <= 1: x itself is never projected. alpha_t d_t has the dtype of the leaf,
+    and leaves the range of a float16 at 65 504: give such params `weight=1.0`. A
+    direction that is not finite spoils the iterate for good, as in every optimizer:
+    only the aggregate of a rule that bears its attackers is finite (`mu2sgd` keeps out
+    what is not).
 
     Args:
       optimizer: any optax transformation, such as `optax.sgd(0.1)`. Extra arguments of
