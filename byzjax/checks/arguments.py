@@ -112,7 +112,7 @@ def number(
         raise ValueError(
             f"{name} needs {keyword} in the range of {widest.dtype}, {least:.3g} to "
             f"{most:.3g}, got {keyword}={number}"
-            + ("" if jax.config.jax_enable_x64 else ": jax_enable_x64 widens it")
+            + ("" if widest.bits == 64 else ": jax_enable_x64 widens it")
         )
     return given
 
