@@ -115,7 +115,30 @@ def test_files_of_something_else_are_refused(tmp_path):
             start(strategy(path), 1)
     checkpoint.write(path, {}, {})
     arrays, facts = checkpoint.read(path)
-    assert not arrays and facts == {"version": 1}
+    assert not arrays and facts == {"version": 2, "arrays": []}
+
+
+def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):
+    path = tmp_path / "a"
+    start(strategy(path), 1)
+    whole = path.read_bytes()
+    before, facts = checkpoint.read(path)
+    draws = np.random.default_rng(0)
+    refused = 0
+    for place in [*draws.integers(0, len(whole), 300), *range(-700, 0)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draws.integers(8)
+        path.write_bytes(damaged)
+        try:
+            arrays, found = checkpoint.read(path)
+        except ValueError as error:
+            assert str(error).startswith("RobustStrategy needs a checkpoint of its own")
+            refused += 1
+            continue
+        assert found == facts and arrays.keys() == before.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, before[name])
+    assert refused > 500
 
 
 def test_what_another_worker_remembers_is_refused(tmp_path):

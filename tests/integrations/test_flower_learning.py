@@ -12,9 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 import byzjax
 from byzjax.integrations.flower import RobustStrategy, conversation, server
+from byzjax.integrations.flower.programs import Programs
 from tests import rules
 from tests.integrations import fake_grid
-from tests.integrations.fake_grid import FakeGrid, arrays, honest, model
+from tests.integrations.fake_grid import FakeGrid, arrays, honest, model, silent
 
 
 def flat(record):
@@ -205,6 +206,29 @@ def test_weights_for_a_rule_that_takes_none_are_refused():
         run(byzjax.krum(2), max_share=0.5)
 
 
+@pytest.mark.parametrize("rounds_seen", [1, 2])
+def test_a_rule_that_serves_one_number_keeps_the_model_with_another(rounds_seen):
+    start = model()
+    nodes = {**dict.fromkeys(range(1, 7), honest), 7: silent}
+    robust = RobustStrategy(
+        byzjax.foolsgold(num_workers=7),
+        num_byzantine=1,
+        fraction_evaluate=0.0,
+        round_seconds=1.0,
+    )
+    result = robust.start(FakeGrid(nodes), start, rounds_seen)
+    np.testing.assert_array_equal(flat(result.arrays), flat(start))
+
+
+def test_a_fault_of_the_strategy_itself_is_no_refusal(monkeypatch):
+    def broken(*args):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(Programs, "aggregate", broken)
+    with pytest.raises(ValueError, match="a fault"):
+        run(byzjax.median())
+
+
 def test_a_rule_that_needs_more_nodes_keeps_the_model(monkeypatch):
     monkeypatch.setattr(conversation, "_RECONNECT", 0.1)
     start = model()
@@ -228,7 +252,7 @@ def test_f_as_a_share_makes_the_rule():
         return byzjax.trimmed_mean(f)
 
     _, robust = run(rule, nodes=range(1, 21), num_byzantine=0.2, rounds=3)
-    assert made == [4]
+    assert set(made) == {1, 4} and made.count(4) == 1  # Tried once with 1.
     assert robust.compiled == 1
 
 

@@ -92,6 +92,31 @@ def test_too_few_replies_keep_the_model_after_the_time_of_the_round():
     np.testing.assert_array_equal(arrays(result.arrays)["big"], arrays(start)["big"])
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_silent_node_that_is_needed_holds_up_one_round(kind):
+    """Afterwards it is asked, as there are too few others, but not waited for long."""
+
+    def mute(message, grid):
+        silently = message.metadata.message_type == kind
+        return (silent if silently else honest)(message, grid)
+
+    grid = FakeGrid({1: honest, 2: honest, 3: mute})
+    robust = strategy(
+        round_seconds=3.0, grace_seconds=0.02, fraction_evaluate=float(kind != "train")
+    )
+    began = time.monotonic()
+    result = robust.start(grid, model(), 5)
+    assert 3 <= time.monotonic() - began < 6
+    if kind == "train":
+        for found in result.train_metrics_clientapp.values():
+            assert found["silent"] == found["silent.3"] == 1
+        assert robust.histories[3].silent == 5
+    # It comes back as soon as it answers.
+    grid.nodes[3] = honest
+    metrics = robust.start(grid, model(), 1).train_metrics_clientapp[1]
+    assert (metrics["accepted"], metrics["model-kept"]) == (3, 0)
+
+
 def lost(message, grid):
     return Message(Error(2, "lost"), reply_to=message)
 

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import optax
 import pytest
 
 pytest.importorskip("flwr")
@@ -73,13 +74,19 @@ def test_the_number_of_histories_is_bounded():
         (dict(fraction_train=1.5), "0 <= fraction_train <= 1"),
         (dict(min_train_nodes=-2), "min_train_nodes >= 0"),
         (dict(min_evaluate_nodes=1.0), "min_evaluate_nodes to be a static int"),
-        (dict(round_seconds=-1), "round_seconds >= 0"),
+        (dict(round_seconds=-1), "round_seconds > 0"),
         (dict(grace_seconds=float("nan")), "grace_seconds"),
         (dict(weighted_by_key=3), "weighted_by_key to be a string, got 3"),
         (dict(train_metrics_aggr_fn="mean"), "train_metrics_aggr_fn to be a function"),
         (dict(worker=0.9), "worker to be an optax transformation"),
         (dict(server="sgd"), "server to be an optax transformation"),
         (dict(key=3), "a key made by jax.random.key"),
+        (dict(round_seconds=0), "round_seconds > 0, got round_seconds=0"),
+        (dict(reference=5), "reference to be a function"),
+        (dict(checkpoint=5), "checkpoint to be the path of a file, got 5"),
+        (dict(checkpoint=""), "checkpoint to be a file's path, got that of the folder"),
+        (dict(arrayrecord_key="config"), "an arrayrecord_key other than its configre"),
+        (dict(worker=optax.add_decayed_weights(0.1)), "reads no params, such as byz"),
     ],
     ids=str,
 )
@@ -93,21 +100,45 @@ def test_bad_arguments_are_named(options, message):
 def test_a_rule_that_is_none_is_refused():
     with pytest.raises(TypeError, match="needs an aggregator such as"):
         RobustStrategy("median", num_byzantine=1)
-    robust = RobustStrategy(lambda f: "median", num_byzantine=1)
-    with pytest.raises(TypeError, match="function from f to one"):
-        robust.start(FakeGrid({1: honest, 2: honest, 3: honest}), model(), 1)
+    with pytest.raises(TypeError, match="function from f to one, got one that retur"):
+        RobustStrategy(lambda f: "median", num_byzantine=1)
+    for f in (1, 0.2):
+        with pytest.raises(
+            TypeError, match=r"is a function, call it, median\(\.\.\.\)"
+        ):
+            RobustStrategy(byzjax.median, num_byzantine=f)
+    with pytest.raises(
+        ValueError, match="no round for its aggregator: fltrust needs a"
+    ):
+        RobustStrategy(byzjax.fltrust(), num_byzantine=1)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        byzjax.foolsgold(num_workers=7),
+        byzjax.bulyan(1),
+        byzjax.trimmed_mean,
+        lambda f: {1: byzjax.median()}[f],  # Of which a share of ten is no key.
+    ],
+    ids=str,
+)
+def test_a_rule_that_may_serve_is_taken(rule):
+    RobustStrategy(rule, num_byzantine=0.2 if callable(rule) else 1)
 
 
 def test_a_rule_told_a_smaller_f_is_refused_or_serves_no_round(caplog):
     with pytest.raises(ValueError, match=r"^RobustStrategy needs .*bears 1 at most"):
         RobustStrategy(byzjax.nnm(byzjax.trimmed_mean(1), 1), num_byzantine=2)
     grid = FakeGrid(dict.fromkeys(range(1, 11), honest))
-    for of_f, f in ((byzjax.trimmed_mean(1), 0.2), (lambda f: byzjax.krum(1), 2)):
-        caplog.clear()
-        robust = RobustStrategy(of_f, num_byzantine=f, fraction_evaluate=0)
-        result = robust.start(grid, model(), 1)
-        assert result.train_metrics_clientapp[1]["model-kept"] == 1
-        assert "bears its num_byzantine=2, got" in caplog.text
+    robust = RobustStrategy(
+        byzjax.trimmed_mean(1), num_byzantine=0.2, fraction_evaluate=0
+    )
+    result = robust.start(grid, model(), 1)
+    assert result.train_metrics_clientapp[1]["model-kept"] == 1
+    assert "bears its num_byzantine=2, got" in caplog.text
+    with pytest.raises(ValueError, match="bears its num_byzantine=2, got"):
+        RobustStrategy(lambda f: byzjax.krum(1), num_byzantine=2)
     for rule in (byzjax.trimmed_mean(3), byzjax.median(), byzjax.mean()):
         robust = RobustStrategy(rule, num_byzantine=2, fraction_evaluate=0)
         result = robust.start(grid, model(), 1)

@@ -7,21 +7,19 @@ leaves the file of the round before. NumPy's format without pickles, and JSON.
 import json
 import os
 import pathlib
-import zipfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_VERSION = 1
+_VERSION = 2
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], facts: Any) -> None:
     """Replaces the file by one with these arrays and facts."""
-    header = np.frombuffer(
-        json.dumps({"version": _VERSION, **facts}).encode(), np.uint8
-    )
+    facts = {"version": _VERSION, "arrays": sorted(arrays), **facts}
+    header = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("wb") as file:
@@ -43,16 +41,20 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
     Raises:
       ValueError: a file that is no checkpoint.
     """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        facts = json.loads(arrays.pop("__facts__").tobytes())
-        version = facts["version"]
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"RobustStrategy needs a checkpoint of its own, got the file {path}: "
-            f"{error}. Move it away to start anew"
-        ) from error
+    with path.open("rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            facts = json.loads(arrays.pop("__facts__").tobytes())
+            version, names = facts["version"], facts["arrays"]
+            # The archive has a checksum of each array, and none of its name.
+            if names != sorted(arrays):
+                raise ValueError(f"it has the arrays {sorted(arrays)}, not {names}")
+        except Exception as error:  # A damaged archive raises what it likes.
+            raise ValueError(
+                f"RobustStrategy needs a checkpoint of its own, got the file {path}: "
+                f"{error!r}. Move it away to start anew"
+            ) from error
     if version != _VERSION:
         raise ValueError(
             f"RobustStrategy needs a checkpoint of version {_VERSION}, got version "

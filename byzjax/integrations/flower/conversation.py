@@ -53,11 +53,25 @@ class Conversation:
         f = settings.f(size)
         least = needs(f, size).least or size
         asked = self._nodes.choose(self.connected, size, least, server_round)
-        quorum = needs(f, len(asked))._replace(drawn=size)
+        quorum = needs(f, len(asked))._replace(
+            drawn=size, doubtful=self._nodes.resting(asked, server_round)
+        )
         if quorum.least is None:
             log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)
             return [], quorum
         log(INFO, "%s: asking %s of %s nodes", kind, len(asked), len(self.connected))
+        spare = len(asked) - quorum.least
+        if spare < quorum.num_byzantine:
+            log(
+                WARNING,
+                "%s: this takes %s replies of %s nodes: the hostile, num_byzantine=%s, "
+                "can end it by silence, after round_seconds=%s",
+                kind,
+                quorum.least,
+                len(asked),
+                quorum.num_byzantine,
+                settings.budget(self.timeout).round_seconds,
+            )
         config["server-round"] = server_round
         content = RecordDict(
             {settings.arrayrecord_key: arrays, settings.configrecord_key: config}

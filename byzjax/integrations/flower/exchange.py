@@ -36,8 +36,8 @@ def replies(
 
     Or until too few can still come: those of nodes that left are not counted on.
 
-    Each is looked for once more after enough have come, so that a server that was busy
-    with these, and not with waiting, does not take the others for silent.
+    Each is looked for once more after those waited for have come, so that a server that
+    was busy with these, and not with waiting, does not take the others for silent.
 
     Each is asked for by itself: if its body ends the pull, that is one reply lost. Who
     it is from and what it answers is written over what it claims.
@@ -53,7 +53,7 @@ def replies(
     """
     waiting: dict[str, Pull | None] = dict.fromkeys(sent)
     failures = dict.fromkeys(sent, 0)
-    # Not looked for since enough replies were there.
+    # Not looked for since those waited for were there.
     unseen = set(sent)
     pause = _FIRST_PAUSE
     membership = _Membership(grid, sent, of)
@@ -73,7 +73,7 @@ def replies(
                 pull = waiting[message_id] = Pull(grid, message_id, limits)
                 pull.start()
                 pull.join(min(_PATIENCE, left))
-            if of.has_enough:
+            if of.is_settled:
                 unseen.discard(message_id)
             if pull.is_alive():
                 continue

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flwr.app import Array, ArrayRecord
 
+from byzjax import written
 from byzjax.base import Aggregator
 from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.model import Model
@@ -76,6 +77,35 @@ class Learner:
             self._programs[f] = Programs(rule, self._worker, self._max_share, referring)
         return self._programs[f]
 
+    def check(self, num_byzantine: int | float) -> None:
+        """Raises what keeps the rule from serving any number of nodes.
+
+        Args:
+          num_byzantine: f, or a share: then all that is known is that f may be 0, for
+            a rule, or any number, which not every function from f to a rule takes.
+        """
+        share = isinstance(num_byzantine, float)
+        f = num_byzantine if isinstance(num_byzantine, int) else 0
+        if not isinstance(self._aggregator, Aggregator):
+            f = 1 if share else f
+            try:
+                self._aggregator(f)
+            except Exception as error:
+                if share and not isinstance(error, TypeError):
+                    return
+                raise TypeError(
+                    "RobustStrategy needs an aggregator such as byzjax.median(), or a "
+                    f"function from f to one, got {written.shown(self._aggregator)}, "
+                    f"which for f={f} raises {error!r}"
+                    f"{written.not_called(self._aggregator)}"
+                ) from error
+        programs = self.programs(f)
+        # A refusal of one number of nodes says which; the others are of all numbers.
+        programs.least(f, 4 * f + 8)  # Raises if it takes no weights.
+        why = programs.refused(f, 4 * f + 8)
+        if why and why == programs.refused(f, 6 * f + 13):
+            raise ValueError(f"RobustStrategy has no round for its aggregator: {why}")
+
     def needs(self, f: int, asked: int) -> Quorum:
         """What a round of so many nodes takes, of which f may be Byzantine."""
         quorum = outvoted(f, asked)
@@ -110,24 +140,25 @@ class Learner:
         programs = self.programs(of.num_byzantine)
         self._last_f = of.num_byzantine
         nodes, rows, present = _gathered(of, programs)
+        # Of too few that are present a rule makes zeros; some serve one number only.
+        refusal = programs.refused(of.num_byzantine, len(nodes))
+        if refusal:
+            return Advance(None, {}, refusal)
         if self._rule_state is None:
             self._rule_state = programs.init_state(model.columns)
         examples = np.zeros(len(rows))
         for node, row in nodes.items():
             examples[row] = of.replies[node].examples
         key = jax.random.fold_in(self._key, server_round)
-        try:
-            result = programs.aggregate(
-                rows,
-                self._rule_state,
-                self._remembered(nodes, len(rows), model),
-                examples,
-                key,
-                self._own_update(model),
-                present,
-            )
-        except ValueError as error:  # The rule's, of how many rows it needs.
-            return Advance(None, {}, str(error))
+        result = programs.aggregate(
+            rows,
+            self._rule_state,
+            self._remembered(nodes, len(rows), model),
+            examples,
+            key,
+            self._own_update(model),
+            present,
+        )
         step, server_state = self._server.step(
             result.direction, self._server_state, model.tree()
         )

@@ -88,17 +88,20 @@ class Nodes:
         Where these are fewer than `least`, resting ones are asked all the same, those
         first whose rest is over first.
         """
-
-        def rest(node):
-            history = self.histories.get(node)
-            return history.resting_until if history else 0
-
         connected = sorted(set(connected))
-        awake = [node for node in connected if rest(node) < server_round]
+        awake = [node for node in connected if self._rest(node) < server_round]
         if len(awake) < least:
-            resting = [node for node in connected if rest(node) >= server_round]
-            awake += sorted(resting, key=rest)[: least - len(awake)]
+            resting = self.resting(connected, server_round)
+            awake += sorted(resting, key=self._rest)[: least - len(awake)]
         return sorted(random.sample(awake, min(size, len(awake))))
+
+    def resting(self, nodes: Iterable[int], server_round: int) -> frozenset[int]:
+        """Those of these nodes that were silent and rest."""
+        return frozenset(node for node in nodes if self._rest(node) >= server_round)
+
+    def _rest(self, node: int) -> int:
+        history = self.histories.get(node)
+        return history.resting_until if history else 0
 
     def saved(self) -> dict[str, Any]:
         """As JSON has it; ids are beyond the integers of some readers."""

@@ -85,6 +85,7 @@ class Programs:
         self._aggregate = jax.jit(self._traced)
         self._influence = jax.jit(self._moved)
         self._least: dict[tuple[int, int], int | None] = {}
+        self._refused: dict[tuple[int, int], str] = {}
         self._present: dict[int, bool] = {}
 
     def least(self, f: int, asked: int) -> int | None:
@@ -103,12 +104,19 @@ class Programs:
         weighted = self._max_share is not None
         if asked < 2 * f + 1:
             return None
-        if not self._serves(f, asked, weighted):
+        if self.refused(f, asked):
             if weighted and self._serves(f, asked, False):
                 self._try(asked, weighted)  # Says which rules take weights.
             return None
         counts = range(2 * f + 1, asked + 1)
-        return next(m for m in counts if self._serves(f, m, weighted))
+        return next(m for m in counts if not self.refused(f, m))
+
+    def refused(self, f: int, m: int) -> str:
+        """Why the rule does not serve m rows of which f may be hostile, or ""."""
+        if (f, m) not in self._refused:
+            serves = self._serves(f, m, self._max_share is not None)
+            self._refused[f, m] = "" if serves else self.refusal
+        return self._refused[f, m]
 
     def _serves(self, f: int, m: int, weighted: bool) -> bool:
         try:
@@ -182,12 +190,8 @@ class Programs:
           key: for rules that draw.
           reference: [columns], for rules that need one.
           present: bools [m], where the rule takes them and some are absent.
-
-        Raises:
-          ValueError: if the rule does not serve so many rows.
         """
         there = len(rows) if present is None else int(present.sum())
-        self.rule.check(there)  # Of too few that are present a rule makes zeros.
         weights = None
         if self._max_share is not None:
             share = max(self._max_share, 1 / there)

@@ -69,6 +69,7 @@ class Round:
       examples_key: the metric that has the number of examples, if it counts.
       drawn: of how many nodes those asked are, if some were left to rest.
       refusal: why nobody was asked, though nodes are there.
+      doubtful: nodes that were silent lately, asked since others are too few.
 
     Attributes:
       num_rows: rows that programs see: who rests is absent, so that f and the number
@@ -88,6 +89,7 @@ class Round:
         examples_key: str | None = None,
         drawn: int = 0,
         refusal: str = "",
+        doubtful: frozenset[int] = frozenset(),
     ) -> None:
         self.sent = sent
         self.refusal = refusal
@@ -105,7 +107,8 @@ class Round:
         self._examples_key = examples_key
         self._free = set(self._places.values())
         self._began = time.monotonic()
-        self._enough_after: float | None = None
+        self._doubtful = doubtful
+        self._settled_after: float | None = None
         self.num_rows = rows_kept(max(drawn, len(sent)))
         if model is not None and rows is not None:
             self._rows = rows.of(self.num_rows, model.columns)
@@ -134,6 +137,16 @@ class Round:
         return len(self.replies) >= self.enough
 
     @property
+    def is_settled(self) -> bool:
+        """Whether only those are out that are not waited for as long as a round lasts.
+
+        There is an aggregate without them, or they were silent lately: a node without
+        which there is none would hold up every round by silence.
+        """
+        out = self._doubtful.issuperset(self._missing)
+        return self.has_enough or (out and len(self._doubtful) < len(self.asked))
+
+    @property
     def is_lost(self) -> bool:
         """Whether the replies used and those that may still come are too few."""
         gone = self.unreachable - self.replies.keys() - self.rejected.keys()
@@ -154,17 +167,17 @@ class Round:
         if not missing or self.is_lost:
             return 0.0
         left = self.seconds_left_of_round()
-        if not self.has_enough:
+        if not self.is_settled:
             return left
         passed = self._budget.round_seconds - left
-        if self._enough_after is None:
-            self._enough_after = passed
+        if self._settled_after is None:
+            self._settled_after = passed
         # f of them may be silent on purpose; more than f are probably slow.
-        last = missing <= self.num_byzantine
+        last = self.has_enough and missing <= self.num_byzantine
         grace = self._budget.grace_seconds
         if grace is None:
-            grace = max(_TO_THE_RULE * self._enough_after, _LEAST_GRACE)
-        since = passed - self._enough_after
+            grace = max(_TO_THE_RULE * self._settled_after, _LEAST_GRACE)
+        since = passed - self._settled_after
         return min(left, (grace if last else 4 * grace) - since)
 
     def reopen(self) -> None:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 from flwr.app import MessageType
 
@@ -23,6 +26,7 @@ class Quorum(NamedTuple):
     least: int | None  # Usable replies for an aggregate; None: the nodes are too few.
     why: str = ""  # They are too few.
     drawn: int = 0  # Nodes of which f is a share, those left to rest among them.
+    doubtful: frozenset[int] = frozenset()  # Asked though they rest: too few others.
 
 
 def outvoted(f: int, asked: int) -> Quorum:
@@ -76,9 +80,15 @@ class Settings:
                     "records and weighted_by_key to a MetricRecord, or None, got "
                     f"{given!r}"
                 )
-        for name in ("round_seconds", "grace_seconds"):
+        if self.arrayrecord_key == self.configrecord_key:
+            raise ValueError(
+                f"{NAME} needs an arrayrecord_key other than its configrecord_key, got "
+                f"{self.arrayrecord_key!r} for both"
+            )
+        for name, some in (("round_seconds", True), ("grace_seconds", False)):
             if getattr(self, name) is not None:
-                checks.number(NAME, static=True, **{name: getattr(self, name)})
+                given = {name: getattr(self, name)}
+                checks.number(NAME, static=True, open_interval=some, **given)
         if self.max_share is not None:
             checks.coefficient(
                 NAME,
@@ -129,6 +139,23 @@ def _check_byzantine(given: Any) -> None:
         checks.count(NAME, num_byzantine=given)
 
 
+def checkpoint_path(given: object) -> pathlib.Path | None:
+    """Where the checkpoint is to be, if anywhere."""
+    if given is None:
+        return None
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(
+            f"{NAME} needs checkpoint to be the path of a file, got {given!r}"
+        )
+    path = pathlib.Path(given)
+    if path.is_dir():
+        raise ValueError(
+            f"{NAME} needs checkpoint to be a file's path, got that of the folder "
+            f"{given!r}"
+        )
+    return path
+
+
 def check_rule(aggregator: object, num_byzantine: int | float) -> None:
     """Raises unless it is a rule that bears so many, or may return one."""
     if not isinstance(aggregator, Aggregator) and not callable(aggregator):
@@ -138,6 +165,28 @@ def check_rule(aggregator: object, num_byzantine: int | float) -> None:
         )
     if isinstance(aggregator, Aggregator) and isinstance(num_byzantine, int):
         bearing.check_told(NAME, aggregator, num_byzantine)
+
+
+def check_worker(link: optax.GradientTransformation) -> None:
+    """Raises unless it can be run for a node whose parameters nobody knows."""
+    row = jnp.zeros(8, jnp.float32)
+    try:
+        jax.eval_shape(lambda row: link.update(row, link.init(row)), row)
+    except Exception as error:
+        raise ValueError(
+            f"{NAME} needs a worker that transforms one vector of updates and reads "
+            f"no params, such as byzjax.momentum(0.9), got "
+            f"{written.shown(link)}: {error}"
+        ) from error
+
+
+def check_reference(reference: object) -> None:
+    """Raises unless it is a function, or None."""
+    if reference is not None and not callable(reference):
+        raise TypeError(
+            f"{NAME} needs reference to be a function from the model's ArrayRecord to "
+            f"a trusted client's reply, or None, got {reference!r}"
+        )
 
 
 def check_optimizer(name: str, link: object) -> None:

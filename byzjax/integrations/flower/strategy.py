@@ -24,7 +24,10 @@ from byzjax.integrations.flower.settings import (
     NAME,
     Settings,
     check_optimizer,
+    check_reference,
     check_rule,
+    check_worker,
+    checkpoint_path,
     outvoted,
 )
 
@@ -85,7 +88,8 @@ class RobustStrategy(Strategy):
         of `start`, 3600 unless given.
       grace_seconds: wait for the last f replies once enough for the rule are in, and
         four times as long for more than f. None for half the time that these took, at
-        least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds.
+        least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds; where it
+        is needed all the same, the wait for it is a grace, too.
       checkpoint: file for the state after each round, from which `start` goes on.
       key: a `jax.random.key` for rules that draw; None for one of the system's.
       reference: for rules that need one, as `byzjax.fltrust()`: from the record that
@@ -93,9 +97,9 @@ class RobustStrategy(Strategy):
 
     Raises:
       TypeError: an aggregator that is none, arguments of the wrong types.
-      ValueError: arguments out of their ranges, a rule told a smaller f; from `start`
-        and `configure_train` a model without floats or with NaN, weights for a rule
-        that takes none, or a checkpoint of something else.
+      ValueError: arguments out of their ranges, a rule told a smaller f or without what
+        it needs, weights for a rule that takes none; from `start` and `configure_train`
+        a model without floats or with NaN, or a checkpoint of something else.
 
     Example:
       >>> import byzjax
@@ -154,15 +158,19 @@ class RobustStrategy(Strategy):
             configrecord_key=configrecord_key,
             round_seconds=round_seconds,
             grace_seconds=grace_seconds,
-            checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
+            checkpoint=checkpoint_path(checkpoint),
         )
         check_rule(aggregator, num_byzantine)
         for name, link in (("server", server), ("worker", worker)):
             if link is not None:
                 check_optimizer(name, link)
+        if worker is not None:
+            check_worker(worker)
+        check_reference(reference)
         if key is not None:
             key = checks.key(NAME, key)
         self._learner = Learner(aggregator, worker, server, max_share, key, reference)
+        self._learner.check(num_byzantine)
         self._nodes = Nodes()
         self._talk = Conversation(self._settings, self._nodes)
         self._rows = Rows()
@@ -197,6 +205,7 @@ class RobustStrategy(Strategy):
             rows=self._rows,
             examples_key=None if self._settings.max_share is None else key,
             drawn=quorum.drawn,
+            doubtful=quorum.doubtful,
         )
         self._talk.begin("train", current)
         return sent
@@ -237,7 +246,13 @@ class RobustStrategy(Strategy):
             "evaluate", server_round, arrays, config, grid, outvoted
         )
         budget = self._settings.budget(self._talk.timeout)
-        current = Round(sent, quorum.num_byzantine, quorum.least or 1, budget)
+        current = Round(
+            sent,
+            quorum.num_byzantine,
+            quorum.least or 1,
+            budget,
+            doubtful=quorum.doubtful,
+        )
         self._talk.begin("evaluate", current)
         return sent
 
