@@ -235,7 +235,12 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         Returns:
           A bool, which a compiled step can report as it cannot raise.
         """
-        present = jnp.asarray(checks.present("a rule", present, len(present)))
+        shape = jnp.shape(present)
+        if len(shape) != 1:
+            raise ValueError(
+                f"a rule needs present of shape (num_workers,), got {shape}"
+            )
+        present = jnp.asarray(checks.present("a rule", present, *shape))
         serves = [self._serves(n) for n in range(present.shape[0] + 1)]
         enough = jnp.asarray(serves)[jnp.sum(present)]
         for row in self.trusted:

@@ -60,15 +60,18 @@ def check_rule(
       poison_proof: f rows of NaN, ±Inf and values near float32's limit, first or last,
         leave the result finite.
       absent: rows that are not `present`, whatever they hold, might as well not be
-        there. Of a rule that draws buckets of workers it does not hold to the bit.
+        there; for an m of which the rule can spare one. Of a rule that draws buckets of
+        workers it does not hold to the bit.
       tolerance: relative to the largest entry of the rows, in float32.
       **extra: what `aggregate` needs: a `key` for a rule that draws, which then is the
-        same in every call, so that `permutation` may not hold.
+        same in every call, so that `permutation` may not hold; `weights`, `[m]`, which
+        go with the rows; or functions that make it of a stack, as for `fltrust`
+        reference=lambda stack: jax.tree.map(lambda x: x[0], stack).
 
     Raises:
       AssertionError: a property that does not hold, by its name.
       TypeError: if `rule` is no aggregator.
-      ValueError: f ≥ m.
+      ValueError: f ≥ m, or with `absent` a rule that serves no fewer than m.
 
     Example:
       >>> import byzjax
@@ -158,14 +161,22 @@ class _Run:
         self.rule, self.extra, self.m, self.tolerance = rule, extra, m, tolerance
         self.traces = 0
 
-        def counted(rows):
+        def counted(rows, extra):
             self.traces += 1
             return rule.aggregate(rows, **extra)
 
         self.jitted = jax.jit(counted)
 
-    def __call__(self, rows):
-        return np.asarray(self.jitted(jnp.asarray(rows, jnp.float32)))
+    def __call__(self, rows, workers=None):
+        rows = jnp.asarray(rows, jnp.float32)
+        return np.asarray(self.jitted(rows, self.given(rows, workers)))
+
+    def given(self, stack, workers=None):
+        """The extra arguments for a stack, whose rows are those of these workers."""
+        made = {k: v(stack) if callable(v) else v for k, v in self.extra.items()}
+        if workers is not None and "weights" in made:
+            made["weights"] = jnp.asarray(made["weights"])[workers]
+        return made
 
     def rows(self, seed):
         return gaussian(self.m, _COLUMNS, seed)
@@ -181,14 +192,14 @@ class _Run:
         self(self.rows(21))
         _holds("one trace", self.traces == 1, f"{self.traces} traces of one shape")
         kept = rows.copy()
-        eager = self.rule.aggregate(rows, **self.extra)
+        eager = self.rule.aggregate(rows, **self.given(rows))
         _holds("inputs stay", np.array_equal(rows, kept), "the rows were written to")
         self.near("jit is eager", eager, got, rows)
 
     def trees(self):
         rows = self.rows(22)
         tree = tree_of(jnp.asarray(rows))
-        out = jax.jit(lambda x: self.rule.aggregate(x, **self.extra))(tree)
+        out = jax.jit(lambda x: self.rule.aggregate(x, **self.given(x)))(tree)
         want = jax.tree.map(lambda x: x.shape[1:], tree)
         got = jax.tree.map(jnp.shape, out)
         _holds("structure and shapes", got == want, f"{got}, not {want}")
@@ -197,7 +208,9 @@ class _Run:
     def dtypes(self):
         for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
             rows = jax.ShapeDtypeStruct((self.m, _COLUMNS), dtype)
-            out = jax.eval_shape(lambda x: self.rule.aggregate(x, **self.extra), rows)
+            out = jax.eval_shape(
+                lambda x: self.rule.aggregate(x, **self.given(x)), rows
+            )
             _holds("dtypes are kept", out.dtype == dtype, f"{out.dtype} of {dtype}")
 
     def in_a_chain(self):
@@ -205,7 +218,7 @@ class _Run:
         chain = optax.chain(self.rule, optax.sgd(0.1, momentum=0.9))
         state = jax.eval_shape(chain.init, params)
         updates, after = jax.eval_shape(
-            lambda x, s: chain.update(x, s, params, **self.extra), rows, state
+            lambda x, s: chain.update(x, s, params, **self.given(x)), rows, state
         )
         _holds("a link of a chain", updates.shape == params.shape, f"{updates}")
         same = jax.tree.structure(after) == jax.tree.structure(state)
@@ -219,9 +232,10 @@ class _Run:
             "different numbers of workers": {"a": rows, "b": rows[: self.m - 1]},
             "no workers": rows[:0],
         }
+        extra = self.given(rows)
         for name, updates in bad.items():
             try:
-                jax.eval_shape(lambda x=updates: self.rule.aggregate(x, **self.extra))
+                jax.eval_shape(lambda x=updates: self.rule.aggregate(x, **extra))
             except (TypeError, ValueError):
                 continue
             _holds("refusals", False, f"{name} passed")
@@ -230,7 +244,7 @@ class _Run:
         for seed in range(3):
             rows = self.rows(40 + seed)
             order = np.random.default_rng(seed).permutation(self.m)
-            self.near("permutation", self(rows[order]), self(rows), rows)
+            self.near("permutation", self(rows[order], order), self(rows), rows)
 
     def translation(self):
         rows, shift = self.rows(45), 30 * gaussian(1, _COLUMNS, 46)
@@ -245,15 +259,22 @@ class _Run:
 
     def absent(self):
         m = self.m
-        masked = jax.jit(lambda x, p: self.rule.aggregate(x, present=p, **self.extra))
-        for gone in ([0], [m // 2], [m - 1], [0, m - 1], []):
-            rows, present = self.rows(48), ~np.isin(np.arange(m), gone)
-            if not self.rule.enough(present):
-                continue
-            want = self.rule.aggregate(jnp.asarray(rows[present]), **self.extra)
+        masked = jax.jit(lambda x, p, e: self.rule.aggregate(x, present=p, **e))
+        gone = [0], [m // 2], [m - 1], [0, m - 1]
+        tried = [~np.isin(np.arange(m), workers) for workers in gone]
+        tried = [present for present in tried if self.rule.enough(present)]
+        if not tried:
+            raise ValueError(
+                "check_rule needs a num_workers of which the rule can spare one to see "
+                f"whether absent=True holds, got num_workers={m}: give more"
+            )
+        for present in [*tried, np.ones(m, bool)]:
+            rows = self.rows(48)
+            extra, few = self.given(rows), jnp.asarray(rows[present])
+            want = self.rule.aggregate(few, **self.given(few, np.flatnonzero(present)))
             for value in (np.nan, 0.0, 1e30):
                 rows[~present] = value
-                got = masked(jnp.asarray(rows), jnp.asarray(present))
+                got = masked(jnp.asarray(rows), jnp.asarray(present), extra)
                 self.near("absent", got, want, rows[present])
 
     def poison_proof(self, f, hull):

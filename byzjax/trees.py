@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.typing
 import numpy as np
+import optax
 
 from byzjax import checks
 
@@ -86,9 +88,42 @@ def stays_finite(new: Tree, old: Tree) -> jax.Array:
     return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 
-def kept(good: jax.Array, new: Tree, old: Tree) -> Tree:
+def kept(good: jax.typing.ArrayLike, new: Tree, old: Tree) -> Tree:
     """`new` where a step was good, else `old`, of the same structure."""
     return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+
+
+def after_step(
+    good: jax.Array, present: jax.Array | None, new: Tree, old: Tree
+) -> Tree:
+    """A worker's state after a step: `new`, or where the step was not `good`, `old`.
+
+    Except that all workers accumulate in step: an `optax.MultiStepsState` counts steps
+    that its worker missed. And a state that belongs to the point where its worker last
+    was says, by a method `after_absence`, what is left of it when it was not `present`.
+    """
+
+    def is_special(node):
+        return isinstance(node, optax.MultiStepsState) or hasattr(node, "after_absence")
+
+    def of_node(new, old):
+        if isinstance(new, optax.MultiStepsState):
+            begun = new.mini_step == 0  # So that what is accumulated starts anew.
+            zeros = jax.tree.map(jnp.zeros_like, old.acc_grads)
+            left = kept(begun, zeros, old.acc_grads)
+            return new._replace(
+                inner_opt_state=after_step(
+                    good, present, new.inner_opt_state, old.inner_opt_state
+                ),
+                acc_grads=kept(good, new.acc_grads, left),
+                skip_state=kept(good, new.skip_state, old.skip_state),
+            )
+        left = old
+        if hasattr(old, "after_absence") and present is not None:
+            left = kept(present, old, old.after_absence())
+        return kept(good, new, left)
+
+    return jax.tree.map(of_node, new, old, is_leaf=is_special)
 
 
 def zeros_of_one(leaf: jax.Array) -> jax.Array:

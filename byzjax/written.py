@@ -122,7 +122,9 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _identity(value: Any) -> Hashable | None:
-    """What equals that of the same argument only; functions may change, and have none.
+    """What equals that of the same argument only.
+
+    Functions may change, and have none, but for the factories of the library.
 
     None is no argument's, so that one without makes the whole call one without.
     """
@@ -132,6 +134,8 @@ def _identity(value: Any) -> Hashable | None:
         return type(value), repr(value)  # 0.0, −0.0 and False are equal.
     if isinstance(value, jax.core.Tracer):
         return None
+    if inspect.isfunction(value) and "written" in vars(value):
+        return "factory", vars(value)["written"]
     if isinstance(value, jax.Array | np.ndarray) and value.size <= _FEW:
         form = type(value), str(value.dtype), value.shape
         weak = getattr(value, "weak_type", False)

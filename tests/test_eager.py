@@ -236,3 +236,15 @@ def test_every_rule_of_the_table_may_be_compiled(rule):
     assert made.named("update") is not None
     assert made.named("update") == rule.make(11, 1).named("update")
     assert made.named("update") != made.named("aggregate")
+
+
+def test_an_attack_made_by_a_factory_is_compiled_once(caplog):
+    """`optimized(ipm, …)` is told by the factory's name, as no lambda could be."""
+    attack = byzjax.attacks.optimized(byzjax.attacks.ipm, byzjax.median())
+    again = byzjax.attacks.optimized(byzjax.attacks.ipm, byzjax.median())
+    first = attack.apply(jnp.asarray(ROWS), num_byzantine=2)
+    with compilations(caplog) as compiled:
+        for other in (attack, again):
+            out = other.apply(jnp.asarray(ROWS), num_byzantine=2)
+            np.testing.assert_array_equal(out, first)
+    assert not compiled

@@ -71,3 +71,73 @@ def test_what_a_lift_is_given_returns_is_of_its_shape():
     ):
         with pytest.raises(ValueError, match=shapes):
             rule.aggregate(rows)
+
+
+# --- states and keywords of a step ----------------------------------------------------
+
+BATCHES, PARAMS = jnp.zeros((5, 1)), jnp.zeros(2)
+
+
+def made(worker=None, num_workers=5, server=None, aggregator=None, **options):
+    return byzjax.trainer(
+        lambda p, batch: jnp.sum((p - batch) ** 2),
+        worker=worker,
+        aggregator=byzjax.median() if aggregator is None else aggregator,
+        server=optax.sgd(0.1) if server is None else server,
+        num_workers=num_workers,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "other, what",
+    [
+        (dict(worker=byzjax.momentum()), "another worker or num_workers"),
+        (dict(num_workers=7, worker=byzjax.storm()), "another worker or num_workers"),
+        (dict(server=optax.adam(0.1)), "another server"),
+        (dict(aggregator=byzjax.centered_clipping(1.0)), "another aggregator"),
+        (dict(attack=byzjax.attacks.mimic(), num_byzantine=1), "another attack"),
+    ],
+    ids=["worker", "number", "server", "aggregator", "attack"],
+)
+def test_a_state_of_another_trainer(other, what):
+    for trainer, stranger in ((made(), made(**other)), (made(**other), made())):
+        match = f"trainer.step needs a state that its own init makes, got one of {what}"
+        for batches in (jnp.zeros((5, 1)), jnp.zeros((7, 1))):
+            with pytest.raises(ValueError, match=rf"{match}|num_workers="):
+                trainer.step(stranger.init(PARAMS), batches, jax.random.key(0))
+
+
+@pytest.mark.parametrize("make", [byzjax.mu2sgd, byzjax.mu2sgd_authors])
+def test_a_worker_sends_no_steps_of_the_parameters(make):
+    for worker in (make(0.1), byzjax.anytime(optax.sgd(0.1))):
+        with pytest.raises(TypeError, match=r"worker to return a gradient, got .*sto"):
+            made(worker)
+
+
+def test_a_keyword_that_no_link_of_a_chain_reads():
+    def mean(updates, state, params=None, **extra):
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), updates), state
+
+    deaf = optax.GradientTransformationExtraArgs(lambda params: (), mean)
+    mask = jnp.ones(5, bool)
+    for rule, keyword in ((byzjax.median(), "absent"), (deaf, "present")):
+        trainer = made(aggregator=optax.chain(rule, optax.clip(1.0)))
+        state = trainer.init(PARAMS)
+        match = rf"reads, got {keyword}=\.\.\., which no link of the chain reads"
+        with pytest.raises(TypeError, match=match):
+            trainer.step(state, BATCHES, jax.random.key(0), **{keyword: mask})
+    trainer = made(aggregator=optax.chain(byzjax.median(), optax.clip(1.0)))
+    for extra in ({"present": mask}, {"weights": jnp.arange(5.0)}, {}):
+        trainer.step(trainer.init(PARAMS), BATCHES, jax.random.key(0), **extra)
+
+
+def test_errors_that_name_what_is_needed():
+    with pytest.raises(TypeError, match="fltrust needs a reference with arrays as lea"):
+        byzjax.fltrust().aggregate(jnp.ones((5, 2)), reference=1.0)
+    with pytest.raises(ValueError, match=r"present of shape \(num_workers,\), got"):
+        byzjax.median().enough(5)
+    clients = [{"w": jnp.ones(4)}, {"w": jnp.ones(4)}]
+    clients.append({"w": jnp.ones(4, jnp.bfloat16)})
+    with pytest.raises(ValueError, match=r"a list of 3 equal trees: .*byzjax\.stack"):
+        byzjax.median().aggregate(clients)

@@ -187,3 +187,33 @@ def test_rules_of_ones_own():
 def test_what_is_public():
     for name in rules.__all__:
         assert getattr(rules, name).__doc__
+
+
+def test_absence_cannot_be_seen_where_nobody_can_be_spared():
+    def minority(m):
+        if m < 5:
+            raise ValueError("few")
+
+    deaf = rules.coordinatewise(
+        "deaf", lambda rows, present=None: rules.middle(rows), check=minority
+    )
+    with pytest.raises(ValueError, match="num_workers of which the rule can spare one"):
+        testing.check_rule(deaf, num_workers=5, num_byzantine=2, absent=True)
+    with pytest.raises(AssertionError, match="absent"):
+        testing.check_rule(deaf, num_workers=9, num_byzantine=2, absent=True)
+
+
+def test_what_a_rule_is_given_goes_with_the_rows():
+    weights = jnp.linspace(1, 1.2, 9)
+    testing.check_rule(
+        byzjax.median(), num_workers=9, num_byzantine=2, absent=True, weights=weights
+    )
+    testing.check_rule(
+        byzjax.fltrust(),
+        num_workers=9,
+        num_byzantine=2,
+        permutation=False,
+        translation=False,
+        hull=False,
+        reference=lambda stack: jax.tree.map(lambda x: x[4], stack),
+    )

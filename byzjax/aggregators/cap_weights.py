@@ -8,6 +8,7 @@ from jax import lax
 
 from byzjax import checks
 from byzjax.aggregators import claims
+from byzjax.numerics import stacked
 
 
 def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
@@ -29,7 +30,7 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
       max_share: s, at least 1/m and at most 1.
 
     Returns:
-      `[m]`, scaled so that the largest claim was one.
+      `[m]`, in a unit of their own: only ratios count.
 
     Raises:
       ValueError: weights that are no vector, s < 1/m or s > 1.
@@ -37,8 +38,9 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
     Example:
       >>> import byzjax, jax.numpy as jnp
       >>> counts = jnp.array([100.0, 200.0, 100.0, 1e6])
-      >>> print(byzjax.cap_weights(counts, max_share=0.5) * 1e6)
-      [100. 200. 100. 400.]
+      >>> capped = byzjax.cap_weights(counts, max_share=0.5)
+      >>> print(capped / capped[0])
+      [1. 2. 1. 4.]
     """
     share = checks.number(
         "cap_weights", max_share=max_share, open_interval=True, static=True
@@ -54,7 +56,13 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
             "cap_weights needs 1 / num_workers <= max_share <= 1, got "
             f"max_share={max_share} and num_workers={m}"
         )
-    claimed = claims.checked_weights("cap_weights", weights, m)
+    claimed = claims.real_weights("cap_weights", weights, m)
+    # Over the last that can be the first not to be cut: beside the largest claim others
+    # may be no floats. Those 10^30 times as large are cut, whatever they are.
+    last = sum(k * share < 1 for k in range(m)) - 1
+    size = -jnp.sort(-claimed)[last]
+    unit = stacked.power_of_two(size)
+    claimed = jnp.minimum(claimed * stacked.inverse(unit), 1e30)
     ordered = -jnp.sort(-claimed)
     above = jnp.arange(m).astype(ordered.dtype) * share
     rest = lax.cumsum(ordered, reverse=True)
@@ -62,4 +70,4 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
     # The first cap that cuts as many as it was made for.
     fits = (caps >= ordered) & (above < 1) & (rest > 0)
     cut = jnp.minimum(claimed, caps[jnp.argmax(fits)])
-    return jnp.where(jnp.any(fits), cut, 1)
+    return jnp.where(jnp.any(fits) & (size > 0), cut, 1)

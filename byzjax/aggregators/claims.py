@@ -68,6 +68,18 @@ def checked_weights(
     present: jax.Array | None = None,
 ) -> jax.Array:
     """`check_weights` of weights that are given."""
+    weights = real_weights(name, weights, m)
+    if present is not None:
+        weights = jnp.where(present, weights, 0)
+    # First out of the range where the reciprocal of the largest would underflow.
+    weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)
+    largest = jnp.max(weights)
+    equal = 1 if present is None else present.astype(weights.dtype)
+    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), equal)
+
+
+def real_weights(name: str, weights: jax.typing.ArrayLike, m: int) -> jax.Array:
+    """Weights [m] as floats, those that are negative or not finite zero."""
     # NumPy's keep their width until they are floats: 2**40 samples fit no int32.
     given = weights if isinstance(weights, jax.Array) else np.asarray(weights)
     if given.shape != (m,):
@@ -79,14 +91,7 @@ def checked_weights(
         raise TypeError(f"{name} needs weights that are real, got {given.dtype}")
     with np.errstate(over="ignore"):
         weights = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
-    weights = jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
-    if present is not None:
-        weights = jnp.where(present, weights, 0)
-    # First out of the range where the reciprocal of the largest would underflow.
-    weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)
-    largest = jnp.max(weights)
-    equal = 1 if present is None else present.astype(weights.dtype)
-    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), equal)
+    return jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
 
 
 def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,7 @@ def clipped_clustering(
     **Guarantee.** For m ≥ 2f + 1 in every round the result is no longer than an honest
     row has ever been. Whether S leaves the attackers out is an assumption on their
     directions. A row that is not finite has weight exactly 0 and no part in the
-    clustering. Two passes over the stack and O(m³).
+    clustering, and is not remembered. Two passes over the stack and O(m³).
 
     Args:
       max_norm: an upper bound for s, in units of the updates; None for none.
@@ -96,13 +96,16 @@ def clipped_clustering(
         history = jnp.concatenate([norms, state.norms])
         number = state.rounds[0] + 1
         rounds = jnp.append(jnp.full((m,), number, jnp.int32), state.rounds)
-        if present is not None:  # As if the round had only so many rows.
-            first = jnp.argsort(~present, stable=True)
-            places = jnp.arange(m + window)
-            m = jnp.sum(present, dtype=jnp.int32)
-            moved = jnp.minimum(places + len(present) - m, m + window - 1)
-            places = jnp.where(places < m, jnp.resize(first, places.shape), moved)
-            history, rounds = history[places], rounds[places]
+        # As if the round had only the rows that are there and finite.
+        there = jnp.isfinite(norms)
+        if present is not None:
+            there &= present
+        first = jnp.argsort(~there, stable=True)
+        places = jnp.arange(m + window)
+        m = jnp.sum(there, dtype=jnp.int32)
+        moved = jnp.minimum(places + len(there) - m, m + window - 1)
+        places = jnp.where(places < m, jnp.resize(first, places.shape), moved)
+        history, rounds = history[places], rounds[places]
         # Of whole rounds only: what is left of one could be attackers' rows.
         cut = jnp.where(state.count + m > window, rounds[window], -1)
         history, rounds = history[:window], rounds[:window]
@@ -111,7 +114,8 @@ def clipped_clustering(
         left = jnp.arange(window, dtype=jnp.int32) < count
         count -= jnp.sum((rounds == cut) & left, dtype=jnp.int32)
         ordered = jnp.sort(history)
-        most = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+        # Halved first: of the sum the largest float may be less.
+        most = ordered[(count - 1) // 2] / 2 + ordered[count // 2] / 2
         most = most.astype(geometry.norms.dtype)
         if max_norm is not None:
             most = jnp.minimum(most, checks.in_dtype(max_norm, most.dtype))

@@ -10,7 +10,6 @@ from byzjax import checks, loops
 from byzjax.aggregators import bearing, claims
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
-from byzjax.trees import accumulator_dtype
 
 # Rows so much longer than most are outliers.
 _FARTHEST = 1e18
@@ -103,7 +102,7 @@ def dnc(
             scores = jnp.where(finite, jnp.square(vectors[:, -1]), jnp.inf)
             return kept + order.mark_nearest(scores, n - dropped), None
 
-        start = jnp.zeros((m,), accumulator_dtype(rows[0].dtype))
+        start = jnp.zeros((m,), geometry.norms.dtype)
         kept, _ = loops.scan(step, start, jax.random.split(key, num_iterations))
         kept = jnp.where(finite, kept, -1)
         shares = stacked.normalized((kept == jnp.max(kept)).astype(start.dtype))
@@ -119,7 +118,7 @@ def _sampled_gram(rows, finite, unit, count, key):
     """The Gram matrix [m, m] of the rows, centred, in coordinates drawn at random."""
     total = sum(x.shape[1] for x in rows)
     if not total:
-        return jnp.zeros((len(finite),) * 2, accumulator_dtype(rows[0].dtype))
+        return jnp.zeros((len(finite),) * 2, unit.dtype)
     count = min(count, total)
     # One coordinate in each stretch from starts[k] to starts[k + 1]. On the host, where
     # integers have 64 bits.
@@ -147,9 +146,8 @@ def _sampled_gram(rows, finite, unit, count, key):
 
 def _centered_gram(seen, inside, finite, unit):
     """The Gram matrix of the columns `inside`, around their mean."""
-    seen = seen.astype(accumulator_dtype(seen.dtype))
-    seen = jnp.where(finite[:, None] & inside[None, :], seen, 0)
-    seen = seen * stacked.inverse(unit).astype(seen.dtype)
+    seen = jnp.where(finite[:, None] & inside[None, :], seen.astype(unit.dtype), 0)
+    seen = seen * stacked.inverse(unit)
     share = stacked.normalized(finite.astype(seen.dtype))
     mean = jnp.matmul(share, seen, precision=lax.Precision.HIGHEST)
     seen = jnp.where(finite[:, None], seen - mean[None, :], 0)

@@ -9,7 +9,7 @@ from byzjax import checks
 from byzjax.aggregators import claims
 from byzjax.base import Aggregator
 from byzjax.numerics import stacked
-from byzjax.trees import accumulator_dtype, as_arrays
+from byzjax.trees import as_arrays
 
 
 def fltrust() -> Aggregator:
@@ -80,6 +80,10 @@ def _check_reference(updates, reference):
             "fltrust needs a reference, got reference=None: pass the update that the "
             "server computes on data it trusts to update or aggregate as reference=..."
         )
+    if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(reference)):
+        raise TypeError(
+            f"fltrust needs a reference with arrays as leaves, got {reference!r}"
+        )
     wanted = jax.tree.map(lambda x: x.shape[1:], updates)
     checks.floating("fltrust", reference)
     if jax.tree.structure(reference) != jax.tree.structure(updates):
@@ -111,10 +115,9 @@ def _cosines(updates, norms, reference, length):
     )
 
     def terms(x, r):
-        dtype = accumulator_dtype(x.dtype)
-        x = jnp.where(jnp.isfinite(x), x, 0).astype(dtype)
-        x = x * inverses.astype(dtype)[:, None]
-        return x * (r.astype(dtype) * inverse.astype(dtype))[None]
+        # The inverses may be none of the floats of a leaf narrower than others.
+        x = jnp.where(jnp.isfinite(x), x, 0).astype(inverses.dtype)
+        return x * inverses[:, None] * (r.astype(inverse.dtype) * inverse)[None]
 
     # XLA would fold what it knows of them without their units. A barrier each, as in
     # the geometry: jax 0.12 cannot go back through one of both.

@@ -110,7 +110,8 @@ def foolsgold(
             geometry = stacked.geometry(state.history, present=present)
         cosines = 1 - geometry.cosine_distances()
         shares = _unlikeness(cosines, geometry.present, small)
-        shares = jnp.where(finite & geometry.finite, shares, 0)
+        finite &= geometry.finite
+        shares = jnp.where(finite, shares, 0)
         none = jnp.sum(shares) == 0
         shares = jnp.where(none & finite, 1, shares)
         if normalize:

@@ -161,9 +161,13 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
             own = jnp.zeros((), gram.dtype)
             others = jnp.sum(pull)
         else:
-            pull = jnp.where(meets, 0, prior / distance)
+            # In units of the nearest row's, as their sum is divided by: derivatives of
+            # rows far out would leave the range on their way through its inverse.
+            near = jnp.min(jnp.where(meets | ~geometry.finite, jnp.inf, distance))
+            near = stacked.power_of_two(near)
+            pull = jnp.where(meets, 0, prior * (near / distance))
             own = jnp.sum(jnp.where(meets, prior, 0))
-            others = jnp.sum(pull)
+            others = jnp.sum(pull) * stacked.inverse(near)
         target = stacked.normalized(pull)
         if smoothing is not None:
             new = target

@@ -31,7 +31,8 @@ def krum(
     Args:
       num_byzantine: f.
       num_neighbors: m−f−2 by default, as in the paper; ByzFL and ByzPy take m−f−1.
-        Given explicitly, the paper's m ≥ 2f + 3 is not asked for, only m ≥ 2f + 1.
+        Given explicitly, at least f, the paper's m ≥ 2f + 3 is not asked for, only
+        m ≥ 2f + 1.
       squared: True sums squared distances (the paper), False plain ones, and "twice"
         fourth powers; both occur in published code. They choose different rows.
 
@@ -193,6 +194,11 @@ def check_squared(name, squared):
 
 def _krum_check(name, f, num_neighbors, num_selected=None):
     """The requirements of Krum, those of its proof unless the caller overrides them."""
+    if num_neighbors is not None and num_neighbors < f:
+        raise ValueError(
+            f"{name} needs num_neighbors >= num_byzantine, as else the attackers are "
+            f"each other's, got num_neighbors={num_neighbors} and num_byzantine={f}"
+        )
 
     def check(m):
         if num_neighbors is None:

@@ -12,8 +12,10 @@ def trimmed_mean(num_byzantine: int) -> Aggregator:
     .. math:: A(x)_k = \frac{1}{m - 2f} \sum_{r = f+1}^{m-f} x_{(r)k}
 
     The values kept are summed themselves, never "all minus the extremes", which
-    cancels. With weights, the mass f/m of the total weight is cut from each end of the
-    sorted values, the values at the cuts in part.
+    cancels; of more than 64 rows their distances from one that is kept are, less those
+    of the extremes, which adds m/(m − 2f) roundings of the spread. With weights, the
+    mass f/m of the total weight is cut from each end of the sorted values, the values
+    at the cuts in part.
 
     **Guarantee.** Breakdown point f/m for m ≥ 2f + 1. (c_δ, δ)-robust with
     c_δ ≤ 6f/(m−2f)·(1 + f/(m−2f)) (Allouah et al. 2023). NaN is ordered as +inf, so up

@@ -146,7 +146,11 @@ def unit(tree: Tree) -> Tree:
     """Scaled to norm one; zero stays zero."""
     length = stacked.norm(tree)
     length = jnp.where(length > 0, length, 1)
-    return jax.tree.map(lambda x: x / number(length, x), tree)
+
+    def of_leaf(x):  # Which may be narrower than the length of all.
+        return (x.astype(length.dtype) / length).astype(x.dtype)
+
+    return jax.tree.map(of_leaf, tree)
 
 
 Direction = Literal["negative", "positive"]

@@ -1,6 +1,6 @@
 """Trees of arrays, and which of them are stacked: `checks.num_workers` and the like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,29 +127,26 @@ def _is_list_of_trees(updates: Any) -> bool:
     """Whether it is a list or tuple of at least two trees of equal arrays."""
     if not isinstance(updates, list | tuple) or hasattr(updates, "_fields"):
         return False
-    return _are_equal_trees(updates, _kind)
+    return _are_equal_trees(updates)
 
 
 def is_dict_of_trees(updates: Any) -> bool:
     """Whether it is a mapping to at least two trees of equal arrays."""
-    return isinstance(updates, Mapping) and _are_equal_trees([*updates.values()], _kind)
+    return isinstance(updates, Mapping) and _are_equal_trees([*updates.values()])
 
 
 def _are_clients(updates: Any, params: Any) -> bool:
     """Whether it is a mapping to trees that are like params, and so none of rows."""
     if not isinstance(updates, Mapping) or not updates:
         return False
-    return _are_equal_trees([*updates.values(), params], np.shape)
+    return _are_equal_trees([*updates.values(), params])
 
 
-def _are_equal_trees(trees: Sequence[Any], kind: Callable[[Any], Any]) -> bool:
+def _are_equal_trees(trees: Sequence[Any]) -> bool:
+    """Whether they are alike but for their dtypes, which are each client's choice."""
     kinds = {jax.tree.structure(tree) for tree in trees}
-    arrays = {tuple(map(kind, jax.tree.leaves(tree))) for tree in trees}
-    return len(trees) > 1 and len(kinds) == len(arrays) == 1
-
-
-def _kind(leaf: Any) -> tuple[Any, str]:
-    return np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))
+    shapes = {tuple(map(np.shape, jax.tree.leaves(tree))) for tree in trees}
+    return len(trees) > 1 and len(kinds) == len(shapes) == 1
 
 
 def one_worker(owner: str, updates: Any, like: Any) -> None:

@@ -37,7 +37,8 @@ def guard(
     M_i ≥ m / `false_alarms` the worker is under suspicion, and `rule` serves in place
     of the mean, for `probation` steps in which it is present, and again as long when
     evidence of e-value 10 · `probation` comes together in these. A worker whose row
-    holds a NaN or Inf is under suspicion in its own step.
+    holds a NaN or Inf is under suspicion in its own step, unless half or more do: then
+    it is the step that is broken, and nobody is blamed.
 
     Before it is sure of a worker it is careful with the step: `rule` also serves the
     steps whose farthest worker is farther out than any other was in the last `window`,

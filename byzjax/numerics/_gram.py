@@ -316,11 +316,11 @@ def _products(rows, origins, center, *, parts, scale=None):
     is_last = isinstance(center, int) and center == m - 1
 
     def of_block(x, *beside):
-        *o, c = (v.astype(accumulator_dtype(x.dtype)) for v in beside)
-        x = x.astype(c.dtype)
+        # A scale may be none of the floats of a leaf that is narrower than others.
+        dtype = accumulator_dtype(x.dtype) if scale is None else scale.dtype
+        x, *o, c = (v.astype(dtype) for v in (x, *beside))
         if scale is not None:
-            factor = scale.astype(c.dtype)
-            x, c, o = x * factor, c * factor, [v * factor for v in o]
+            x, c, o = x * scale, c * scale, [v * scale for v in o]
         o = o[0] if o else jnp.zeros_like(c)
         y = (x[:-1] if is_last else x) - c[None]
         z = x - o[None]

@@ -119,12 +119,13 @@ def _squares(rows, center, index, scales):
     parts = _columns.SUMS if scales is None else 1
 
     def of_block(x, *c):
-        dtype = accumulator_dtype(x.dtype)
+        # Scales may be none of the floats of a leaf that is narrower than others.
+        dtype = accumulator_dtype(x.dtype) if scales is None else scales.dtype
         gaps = x.astype(dtype)
         if c:
             gaps = gaps - c[0].astype(dtype)[None]
         if scales is not None:
-            gaps = gaps * scales.astype(dtype)[:, None]
+            gaps = gaps * scales[:, None]
         return (), _square(gaps)
 
     if scales is not None:
@@ -162,7 +163,7 @@ def _length(leaves):
     def in_unit(_):
         tops = _range.largest([x[None] for x in wide], [None] * len(wide))
         unit = power_of_two(tops[0].astype(one.dtype))
-        parts = [x * inverse(unit).astype(x.dtype) for x in _range.unfolded(wide)]
+        parts = [x.astype(unit.dtype) * inverse(unit) for x in _range.unfolded(wide)]
         found = total([jnp.sum(part * part) for part in parts])
         return jnp.asarray(False), found, unit
 
@@ -178,9 +179,8 @@ def _length_jvp(primals, tangents):
     scale = inverse(power_of_two(length))
     slopes = []
     for x, x_dot in zip(*primals, *tangents, strict=True):
-        dtype = accumulator_dtype(x.dtype)
-        part = x.astype(dtype) * scale.astype(dtype)
-        slopes.append(product(part, x_dot.astype(dtype)))
+        part = x.astype(scale.dtype) * scale
+        slopes.append(product(part, x_dot.astype(scale.dtype)))
     usable = (length > 0) & jnp.isfinite(length)
     ratio = jnp.where(usable, length * scale, 1)
     return length, jnp.where(usable, total(slopes) / ratio, 0)

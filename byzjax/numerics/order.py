@@ -28,6 +28,7 @@ from byzjax.numerics._reductions import (
     sum_of_rows,
 )
 from byzjax.numerics._weighted import (
+    cumulative,
     weighted_median,
     weighted_trimmed_mean,
     without_slivers,
@@ -36,6 +37,7 @@ from byzjax.numerics._weighted import (
 __all__ = [
     "NETWORK_LIMIT",
     "as_number",
+    "cumulative",
     "larger",
     "mark_nearest",
     "middle",

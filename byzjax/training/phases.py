@@ -17,6 +17,7 @@ from byzjax.numerics import stacked
 from byzjax.sharding.way import Way, spread
 from byzjax.shares import with_shares
 from byzjax.training import places, workers
+from byzjax.training.given import check_read
 from byzjax.training.setup import Setup
 from byzjax.training.state import Metrics, TrainState, WorkerMetrics
 from byzjax.trees import Tree
@@ -61,9 +62,10 @@ def messages(
         )
         # A bad batch costs a worker this step, and not what it remembers.
         good = trees.all_finite((grads, message))
+        good &= trees.stays_finite(after, worker_state)
         if is_present is not None:
             good &= is_present
-        worker_state = trees.kept(good, after, worker_state)
+        worker_state = trees.after_step(good, is_present, after, worker_state)
         return Messages(loss, new, aux, message, worker_state)
 
     if present is not None:
@@ -130,8 +132,11 @@ def aggregated(
     """d̂ = A(d^1, …, d^m), the rule's state, and what the workers had to do with d̂."""
     rule = optax.with_extra_args_support(setup.aggregator)
 
-    def aggregate(rows):
+    def aggregate(rows, extra=extra):
         return rule.update(rows, state.aggregator_state, state.params, key=key, **extra)
+
+    if extra and not isinstance(setup.aggregator, base.Aggregator):
+        check_read(lambda extra: aggregate(rows, extra), extra)
 
     def checked(direction):
         checks.alike("trainer.step", "the aggregate", direction, state.params)
@@ -295,9 +300,7 @@ def _clipped(grads, max_norm):
     scale = jnp.where(long, max_norm / jnp.where(long, norm * unit, 1), 1)
 
     def of_leaf(g):
-        wide = g.astype(trees.accumulator_dtype(g.dtype))
-        wide = (wide * unit.astype(wide.dtype)) * scale.astype(wide.dtype)
-        return wide.astype(g.dtype)
+        return ((g.astype(unit.dtype) * unit) * scale).astype(g.dtype)
 
     return jax.tree.map(of_leaf, grads)
 

@@ -85,6 +85,13 @@ class Setup:
                     f"trainer needs {keyword} to be {name}, got {value!r}"
                     f"{written.not_called(value)}"
                 )
+        made = getattr(self.worker, "written", None)
+        if made is not None and made.name in ("anytime", "mu2sgd", "mu2sgd_authors"):
+            raise TypeError(
+                "trainer needs worker to return a gradient, got "
+                f"{self.worker!r}, which returns a step of the parameters: for μ²-SGD "
+                "give worker=byzjax.storm() and server=byzjax.anytime(optax.sgd(...))"
+            )
         whose = {"worker": "a worker's gradient", "server": "the aggregate"}
         for keyword, what in whose.items():
             if isinstance(getattr(self, keyword), Aggregator | Attack):

@@ -21,6 +21,7 @@ from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import Way, present_of, spread
 from byzjax.training import phases, places
+from byzjax.training.given import check_batches, check_state
 from byzjax.training.setup import Setup, number_of_attackers
 from byzjax.training.state import Metrics, Trainer, TrainState
 from byzjax.transforms.per_worker import copies
@@ -105,7 +106,8 @@ def trainer(
       `step(state, batches, key, **extra)` → (`TrainState`, `Metrics`), with leaves of
       batches `[m, b, ...]`, `key` for attacks and rules that draw, and `extra` for the
       aggregator: `weights`, and `present`, bools `[m]`: which workers take part in this
-      step. What the others' batches hold does not matter, their states stay, and
+      step. What the others' batches hold does not matter, their states stay as in
+      `byzjax.per_worker`, and
       attackers do not see them. Where too few are there for the rule, the parameters
       and the states of rule and server stay, and `Metrics.enough` says so; a chain as
       aggregator cannot. Jit it, scan it, vmap it, donate its state.
@@ -180,13 +182,9 @@ def trainer(
     def step(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                "trainer.step needs a state of trainer.init(params), or of a step "
-                f"before, got {type(state).__name__}"
-            )
+        check_state(setup, state)
         checks.extras("trainer.step", extra, setup.taken_by(extra))
-        _check_batches(batches, setup.num_workers, setup.num_given)
+        check_batches(setup, batches)
         if key is None:
             raise ValueError(
                 "trainer.step needs a key, got key=None: give each step its own, of "
@@ -315,17 +313,3 @@ def _initial(setup, params, model_state):
             rule_state,
         ),
     )
-
-
-def _check_batches(batches, m, given):
-    if not jax.tree.leaves(batches):
-        raise ValueError(f"trainer.step needs batches of arrays, got {batches!r}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
-        shape = jnp.shape(leaf)
-        if not shape or shape[0] != given:
-            absent = f" less {m - given} absent from the layout" if given < m else ""
-            raise ValueError(
-                f"trainer.step needs batches with num_workers={m}{absent} in front of "
-                f"every leaf, got shape {shape} at "
-                f"{jax.tree_util.keystr(path) or 'the leaf'}"
-            )

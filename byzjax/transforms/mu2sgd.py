@@ -75,16 +75,20 @@ def mu2sgd(
     server = anytime(
         optax.sgd(learning_rate), weight=weight, mixing=mixing, projection=projection
     )
-    chained = optax.chain(storm(beta), server)
+    workers = storm(beta)
 
     def update(updates, state, params=None, **extra):
-        moved, after = chained.update(updates, state, params, **extra)
-        # A bad batch costs this step, and not what is remembered.
-        good = trees.all_finite((updates, moved))
+        of_storm, of_server = state
+        direction, of_storm = workers.update(updates, of_storm, params, **extra)
+        moved, of_server = server.update(direction, of_server, params, **extra)
+        # A bad batch costs this step, and not what is remembered. The direction is
+        # looked at itself, as a projection may lead back from an infinite one.
+        good = trees.all_finite((updates, direction, moved))
         moved = jax.tree.map(lambda x: jnp.where(good, x, 0), moved)
-        return moved, trees.kept(good, after, state)
+        return moved, trees.kept(good, (of_storm, of_server), state)
 
-    return optax.GradientTransformationExtraArgs(chained.init, update)
+    init = optax.chain(workers, server).init
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def mu2sgd_authors(

@@ -28,9 +28,12 @@ def per_worker(
     for `storm`, pass `grad_fn=lambda at: jax.vmap(grad, (None, 0))(at, batches)`.
 
     **Guarantee**: row i of the result depends on row i and worker i's history alone. A
-    row that is not finite, or becomes so, is passed on and leaves that worker's state
-    as it was. Typed random keys in a state, `jax.random.key`, are made different for
-    each worker. The same as a loop over the workers; one program under jit.
+    row that is not finite, or becomes so in the result or the state, is passed on and
+    leaves that worker's state as it was; so does a worker's absence. But `MultiSteps`
+    of all workers end together, so that a missed step counts, and `storm` begins anew
+    after an absence, as its d was of another point. Typed random keys in a state,
+    `jax.random.key`, are made different for each worker. The same as a loop over the
+    workers; one program under jit.
 
     Args:
       transform: an optax transformation of one worker's updates.
@@ -96,9 +99,11 @@ def per_worker(
             own = {k: row_of(v) if callable(v) else v for k, v in extra.items()}
             message, after = one.update(updates, state, params, **own)
             good = trees.all_finite((updates, message))
-            if present is not None:
-                good &= present[worker]
-            return message, trees.kept(good, after, state)
+            good &= trees.stays_finite(after, state)
+            here = None if present is None else present[worker]
+            if here is not None:
+                good &= here
+            return message, trees.after_step(good, here, after, state)
 
         workers = jnp.arange(m, dtype=jnp.int32)
         return jax.vmap(of_worker)(trees.as_arrays(updates), state, workers)

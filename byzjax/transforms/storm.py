@@ -14,12 +14,21 @@ class StormState(NamedTuple):
     """State of `storm`.
 
     Attributes:
-      count: steps taken, [], int32; in steps with a bad batch it stays.
+      count: steps taken, [], int32; in steps with a bad batch it stays, and after an
+        absence it is zero.
       momentum: d_t, as last sent, like params; zeros before the first step.
     """
 
     count: jax.Array  # []
     momentum: optax.Updates
+
+    def after_absence(self) -> "StormState":
+        """What is left after a step that its worker was absent from: nothing.
+
+        d is of the point where the worker was, and others have moved on since: at its
+        return the correction would be of one step, not of all that were missed.
+        """
+        return self._replace(count=jnp.zeros_like(self.count))
 
 
 def storm(

@@ -327,3 +327,22 @@ def test_more_neighbors_than_finite_rows_do_not_make_all_scores_equal(
     got = rule(2, num_neighbors=num_neighbors).aggregate(rows)
     few = rule(0, num_neighbors=min(num_neighbors, 3)).aggregate(rows[1:5])
     np.testing.assert_allclose(got, few, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [byzjax.krum, byzjax.multi_krum])
+def test_attackers_are_not_all_of_each_others_neighbors(make):
+    with pytest.raises(ValueError, match="needs num_neighbors >= num_byzantine, as"):
+        make(2, num_neighbors=1)
+    rows = jnp.asarray([[0.0], [1], [2.2], [3.3], [4.7], [1e6], [1e6]])
+    assert make(2, num_neighbors=2).aggregate(rows) <= 4.7
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e20, 1e24, 1e30])
+@pytest.mark.parametrize("far", [1e9, 1e13, 1e17])
+def test_the_influence_of_far_rows_on_weiszfelds_steps_is_finite(scale, far):
+    rows = np.random.default_rng(0).normal(size=(11, 3)) * scale
+    rows[:2] = min(far * scale, 3e38)
+    rule = byzjax.geometric_median(num_iterations=3)
+    shares = byzjax.influence(rule, jnp.asarray(rows, jnp.float32))
+    assert np.isfinite(shares).all()
+    np.testing.assert_allclose(np.sum(shares), 1, atol=0.01)

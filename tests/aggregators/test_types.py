@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import byzjax
@@ -197,3 +198,73 @@ def test_a_tree_without_coordinates(rule):
         lambda x: made(rule, 9).aggregate(x, **extra), jnp.ones((9, 0))
     )
     assert (out.shape, out.dtype) == ((0,), jnp.float32)
+
+
+# --- leaves of two widths, where the unit of the wider is no float of the narrower ----
+
+
+def of_two_widths(narrow, wide):
+    return {"a": jnp.asarray(narrow, jnp.float32), "b": jnp.asarray(wide, jnp.float64)}
+
+
+BY_LENGTHS = {
+    "krum": byzjax.krum(2),
+    "nnm": byzjax.nnm(byzjax.median(), 2),
+    "nnm(trimmed_mean)": byzjax.nnm(byzjax.trimmed_mean(2), 2),
+    "ctma": byzjax.ctma(byzjax.median(), 2),
+    "geometric_median": byzjax.geometric_median(),
+    "caf": byzjax.caf(2),
+    "cge": byzjax.cge(2),
+    "dnc": byzjax.dnc(2),
+    "arc": byzjax.arc(byzjax.mean(), 2),
+    "clipping": byzjax.clipping(byzjax.mean(), 1.0),
+    "centered_clipping": byzjax.centered_clipping(1.0),
+    "signguard": byzjax.signguard(),
+}
+
+
+@pytest.mark.parametrize("name", BY_LENGTHS)
+def test_the_wider_leaf_alone_has_a_scale(name):
+    """Zeros beside 1e-50, of attackers and of all, and a row of these beside ones."""
+    draws = np.random.default_rng(0).normal(size=(2, 9, 2))
+    zeros = np.zeros((9, 2))
+    few, first = zeros.copy(), np.arange(9)[:, None] == 0
+    few[:2] = 1e-50
+    rule, key = BY_LENGTHS[name], jax.random.key(0)
+    with jax.enable_x64(True):
+        for narrow, wide in (
+            (zeros, few),
+            (zeros, 1e-50 * draws[0]),
+            (np.where(first, 0, draws[0]), np.where(first, 1e-50, draws[1])),
+        ):
+            stack = of_two_widths(narrow, wide)
+            out = rule.aggregate(stack, key=key)
+            assert out["a"].dtype == jnp.float32 and out["b"].dtype == jnp.float64
+            for leaf in (*out.values(), byzjax.influence(rule, stack, key=key)):
+                assert np.isfinite(leaf).all()
+            if narrow is zeros:
+                assert not out["a"].any() and np.abs(out["b"]).max() < 1e-49
+        nothing = of_two_widths(np.ones((9, 0)), np.ones((9, 0)))
+        assert rule.aggregate(nothing, key=key)["a"].shape == (0,)
+
+
+def test_attacks_and_steps_on_leaves_of_two_widths():
+    with jax.enable_x64(True):
+        stack = of_two_widths(np.zeros((9, 2)), 1e-50 * np.ones((9, 2)))
+        for make in (byzjax.attacks.min_max, byzjax.attacks.rop):
+            for leaf in make().apply(stack, num_byzantine=2).values():
+                assert np.isfinite(leaf).all()
+        reference = jax.tree.map(lambda x: x[0], stack)
+        kept = byzjax.fltrust().aggregate(stack, reference=reference)
+        np.testing.assert_allclose(kept["b"], 1e-50)
+        trainer = byzjax.trainer(
+            lambda p, batch: sum(jnp.sum(p[k] * batch[k]).astype(float) for k in p),
+            aggregator=byzjax.median(),
+            server=optax.sgd(1.0),
+            num_workers=9,
+            max_grad_norm=1e-55,
+        )
+        state = trainer.init(jax.tree.map(jnp.zeros_like, reference))
+        state, metrics = trainer.step(state, stack, jax.random.key(0))
+        np.testing.assert_allclose(metrics.aggregate_norm, 1e-55)
+        assert not state.params["a"].any()

@@ -138,3 +138,35 @@ def test_equal_weights_are_none_without_jit(rule):
 def test_the_least_cap_is_taken(m):
     caps = byzjax.cap_weights(jnp.arange(1.0, m + 1), max_share=1 / m)
     np.testing.assert_allclose(caps / caps.sum(), 1 / m, rtol=1e-5)
+
+
+@pytest.mark.parametrize("m", [129, 2899, 4097])
+@pytest.mark.parametrize("name", ["trimmed_mean", "ctma", "median"])
+def test_many_workers_of_unequal_weights(m, name):
+    """What rounding leaves of all that is cut is not more than all that is kept."""
+    f = (m - 1) // 2
+    rule = {
+        "trimmed_mean": byzjax.trimmed_mean(f),
+        "ctma": byzjax.ctma(byzjax.median(), f),
+        "median": byzjax.median(),
+    }[name]
+    weights = np.ones(m, np.float32)
+    weights[0] = 0.9999
+    rows = np.linspace(0, 1, m, dtype=np.float32)[:, None]
+    out = rule.aggregate(jnp.asarray(rows), weights=jnp.asarray(weights))
+    assert abs(float(out[0]) - 0.5) < 2 / m
+    rows[-f:] = np.inf
+    out = rule.aggregate(jnp.asarray(rows), weights=jnp.asarray(weights))
+    assert 0 <= float(out[0]) <= 1
+
+
+@pytest.mark.parametrize("claim", [1e30, 1e38, 3e38])
+def test_a_claim_that_is_cut_costs_the_others_nothing(claim):
+    for scale in (1.0, 1e-30):
+        claimed = np.array([claim, 1 * scale, 2 * scale, 4 * scale], np.float32)
+        capped = byzjax.cap_weights(claimed, max_share=0.5)
+        np.testing.assert_allclose(capped / capped[1], [7, 1, 2, 4], rtol=1e-6)
+    two = byzjax.cap_weights(np.array([claim, claim, 1, 1], np.float32), 0.4)
+    np.testing.assert_allclose(two / two[3], [4, 4, 1, 1], rtol=1e-5)
+    most = byzjax.cap_weights(np.array([claim, claim, 1, 1], np.float32), 0.5)
+    np.testing.assert_allclose(most / most[0], [1, 1, 0, 0], atol=1e-29)

@@ -1,5 +1,7 @@
 """What the strategy computes: the rule's aggregate, memories, optimizers, programs."""
 
+import io
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -11,7 +13,8 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy, conversation, server
+from byzjax.integrations.flower import RobustStrategy, conversation, npy, server
+from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.programs import Programs
 from tests import rules
 from tests.integrations import fake_grid
@@ -199,6 +202,45 @@ def test_models_that_cannot_be_trained_are_refused(name, array, message):
         run(byzjax.mean(), start=record)
     with pytest.raises(ValueError, match="floating-point arrays, got the arrays"):
         run(byzjax.mean(), start=ArrayRecord({"count": model()["count"]}))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.float32(3.0).reshape(()),
+        np.ones((2, 0), np.float32),
+        np.arange(6, dtype=">f4").reshape(2, 3),
+        np.ones((3, 2), ml_dtypes.bfloat16),
+        np.float16([1, 2]),
+    ],
+    ids=lambda x: f"{x.dtype}{x.shape}",
+)
+def test_arrays_are_written_as_numpy_does(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    assert npy.written(array) == file.getvalue()
+
+
+def test_large_arrays_are_opened_in_parts():
+    """In threads, whatever the order in memory; a number that is none is seen."""
+    draws = np.random.default_rng(0)
+    mine, sent = draws.normal(size=(2, 1000, 1001)).astype(np.float32)
+    for like in (np.ascontiguousarray, np.asfortranarray):
+        opened = Model(ArrayRecord({"w": Array(mine), "b": Array(np.ones(3))}))
+        row = np.empty(opened.columns, np.float32)
+        reply = ArrayRecord({"w": Array(like(sent)), "b": Array(np.zeros(3))})
+        opened.update(reply, row)
+        np.testing.assert_array_equal(row[:-3], (sent - mine).ravel())
+        np.testing.assert_array_equal(row[-3:], -1)
+    for bad, why in ((np.nan, "has NaN"), (1.5e19, "is huge")):
+        spoiled = sent.copy()
+        spoiled[0, 0] = spoiled[-1, -1] = bad
+        reply["w"] = Array(spoiled)
+        opened = Model(ArrayRecord({"w": Array(mine), "b": Array(np.ones(3))}))
+        with pytest.raises(npy.Rejected, match=why):
+            opened.update(reply, row)
+    reply["w"] = Array(np.where(spoiled > 1e18, 1e18, sent).astype(np.float32))
+    opened.update(reply, row)
 
 
 def test_weights_for_a_rule_that_takes_none_are_refused():

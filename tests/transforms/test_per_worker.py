@@ -166,3 +166,90 @@ def test_what_is_refused():
         many.update({"w": jnp.ones((5, 2)), "b": jnp.ones(5)}, state, PARAMS)
     with pytest.raises(ValueError, match=r"same number of workers.*jax\.vmap"):
         many.update(PARAMS, state)
+
+
+# --- steps that a worker misses -------------------------------------------------------
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("missed", ["absent", "nan"])
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_all_workers_accumulate_in_step(missed, at):
+    """Else who missed one step would send zeros whenever the others send gradients."""
+    optimizer = optax.chain(
+        byzjax.per_worker(optax.MultiSteps(optax.identity(), 2), 5),
+        byzjax.median(),
+        optax.sgd(0.1),
+    )
+
+    @jax.jit
+    def step(params, state, i):
+        out = (i == at) & (jnp.arange(5) < 1)
+        rows = jnp.broadcast_to(params - 1, (5, 1))
+        rows = jnp.where(out[:, None], jnp.nan, rows)
+        present = ~out if missed == "absent" else None
+        updates, state = optimizer.update(rows, state, params, present=present)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jnp.zeros(1), optimizer.init(jnp.zeros(1))
+    for i in range(40):
+        params, state = step(params, state, i)
+    np.testing.assert_array_equal(state[0].mini_step, 0)
+    np.testing.assert_array_equal(state[0].gradient_step, 20)
+    assert params[0] > 0.85  # 1 - 0.9**20
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_multi_steps_keep_what_was_accumulated():
+    """The mean of the steps that a worker was there for, or their sum."""
+    many = byzjax.per_worker(optax.MultiSteps(optax.identity(), 3), 2)
+    state = many.init(jnp.zeros(1))
+    for i, here in enumerate([True, True, False, True, False, True]):
+        present = jnp.array([True, here])
+        rows = jnp.array([[1.0], [2.0 if here else jnp.nan]])
+        out, state = many.update(rows, state, present=present)
+        if i == 5:
+            np.testing.assert_allclose(out, [[1], [2]])
+
+
+def test_storm_begins_anew_after_an_absence():
+    """d belongs to the point where the worker was, which others have left since."""
+    many = byzjax.per_worker(byzjax.storm(), 3)
+
+    def grad_fn(at):
+        return jnp.broadcast_to(at - 1, (3, 1))
+
+    def run(gone):
+        state, params = many.init(jnp.zeros(1)), jnp.zeros(1)
+        before, sent = params, []
+        for i in range(8):
+            present = jnp.arange(3) < (2 if i in gone else 3)
+            out, state = many.update(
+                grad_fn(params),
+                state,
+                params,
+                grad_fn=grad_fn,
+                prev_params=before,
+                present=present,
+            )
+            before, params = params, params - 0.1 * out[0]
+            sent.append(out)
+        return np.stack(sent), state
+
+    sent, state = run(gone=(2, 3, 4))
+    assert list(state.count) == [8, 8, 3]
+    np.testing.assert_allclose(sent[5:, 2], sent[5:, 0], atol=1e-6)
+    _, state = run(gone=())
+    assert list(state.count) == [8, 8, 8]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_one_huge_gradient_costs_a_worker_one_step():
+    """Its square is none that Adam could remember."""
+    many = byzjax.per_worker(optax.scale_by_adam(), 3)
+    state = many.init(jnp.zeros(1))
+    for last in (1.0, 1e20, 1.0, 1.0):
+        rows = jnp.array([[1.0], [1.0], [last]])
+        out, state = many.update(rows, state)
+    np.testing.assert_allclose(out, 1, atol=1e-3)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))

@@ -108,3 +108,22 @@ def test_params_and_state_can_both_be_donated():
         params, state = step(params, state, prev_params)
     assert np.all(np.isfinite(params["a"]))
     assert step._cache_size() == 1
+
+
+def test_a_projection_does_not_hide_an_infinite_direction():
+    optimizer = mu2sgd(0.1, projection=lambda tree: jnp.clip(tree, -10, 10))
+    before = params = jnp.array([1.0])
+    state = optimizer.init(params)
+    for slope in (1.0, jnp.inf, 1.0):
+        updates, after = optimizer.update(
+            params,
+            state,
+            params,
+            grad_fn=functools.partial(jnp.multiply, slope),
+            prev_params=before,
+        )
+        if slope == jnp.inf:
+            np.testing.assert_array_equal(updates, 0)
+            assert jax.tree.all(jax.tree.map(np.array_equal, after, state))
+        before, params, state = params, optax.apply_updates(params, updates), after
+    assert 0 < params[0] < 1

@@ -79,9 +79,10 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
             return order.nearest_shares(distances, n - f)
         by_distance = jnp.argsort(distances, stable=True)
         ordered = weights[by_distance]
-        total = jnp.sum(ordered)
+        reached = order.cumulative(ordered)
+        total = reached[-1]
         left, whole = (order.as_number(x, total.dtype) for x in (n - f, n))
-        inside = total * left / whole - jnp.cumsum(ordered)
+        inside = total * left / whole - reached
         kept = jnp.minimum(inside + ordered, ordered)
         kept = order.without_slivers(kept, inside, total)
         return jnp.zeros_like(kept).at[by_distance].set(kept / jnp.sum(kept))

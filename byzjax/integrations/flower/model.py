@@ -6,6 +6,9 @@ float32, since rules do not care where a coordinate lives. Arrays of integers or
 model keeps its own.
 """
 
+import concurrent.futures
+import functools
+import os
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,6 +17,9 @@ from flwr.app import Array, ArrayRecord
 
 from byzjax.integrations.flower import npy
 from byzjax.integrations.flower.npy import Rejected
+
+_PIECE = 2**18  # Numbers that one thread subtracts at a time.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Leaf(NamedTuple):
@@ -88,19 +94,8 @@ class Model:
                 raise Rejected(f"{name!r} {reason}") from None
             if leaf.columns is not None:
                 trained.append((value, leaf.value, row[leaf.columns]))
-        with np.errstate(all="ignore"):
-            for value, mine, out in trained:
-                # float64 is rounded after the subtraction, halves are widened before.
-                np.subtract(
-                    value,
-                    mine,
-                    out=out.reshape(mine.shape),
-                    dtype=np.promote_types(mine.dtype, np.float32),
-                    casting="unsafe",
-                )
-            # One pass that reads memory once: NaN, infinity and overflow all show.
-            if not np.isfinite(np.dot(row, row)):
-                raise Rejected(_what_is_wrong(row))
+        if not _subtracted(trained) <= _LARGEST:
+            raise Rejected(_what_is_wrong(row))
 
     def moved(self, step: np.ndarray) -> "Model | None":
         """The model plus a step [columns]; None if it would no longer be finite."""
@@ -112,10 +107,12 @@ class Model:
             value = leaf.value
             with np.errstate(over="ignore"):
                 new = _wide(value) + step[leaf.columns].reshape(value.shape)
-                new = np.asarray(new).astype(value.dtype)
+                new = np.asarray(new, order="C").astype(value.dtype, copy=False)
             if not np.isfinite(_wide(new)).all():
                 return None
-            record[name] = Array(new)
+            record[name] = Array(
+                str(new.dtype), new.shape, "numpy.ndarray", npy.written(new)
+            )
         return Model(record)
 
     def tree(self) -> dict[str, np.ndarray]:
@@ -125,6 +122,42 @@ class Model:
             for name, leaf in self.leaves.items()
             if leaf.columns is not None
         }
+
+
+_Trained = tuple[np.ndarray, np.ndarray, np.ndarray]  # A reply's, the model's, out.
+
+
+def _subtracted(trained: list[_Trained]) -> float:
+    """Fills each `out`; the sum of squares: NaN, infinity and overflow all show."""
+    pieces = [piece for leaf in trained for piece in _cut(*leaf)]
+    if len(pieces) == len(trained):
+        return sum(map(_one_subtracted, pieces))
+    return sum(_threads().map(_one_subtracted, pieces))
+
+
+def _one_subtracted(piece: _Trained) -> float:
+    value, mine, out = piece
+    with np.errstate(all="ignore"):
+        # float64 is rounded after the subtraction, halves are widened before.
+        wide = np.promote_types(mine.dtype, np.float32)
+        np.subtract(value, mine, out=out, dtype=wide, casting="unsafe")
+        out = out.reshape(-1)
+        return float(np.dot(out, out))
+
+
+def _cut(value: np.ndarray, mine: np.ndarray, out: np.ndarray) -> list[_Trained]:
+    """Parts for several threads, one after the other in memory, of a large array."""
+    if mine.size < 2 * _PIECE or not value.flags.c_contiguous:
+        return [(value, mine, out.reshape(mine.shape))]
+    value, mine = value.reshape(-1), mine.reshape(-1)
+    places = range(0, mine.size, _PIECE)
+    parts = [slice(first, first + _PIECE) for first in places]
+    return [(value[part], mine[part], out[part]) for part in parts]
+
+
+@functools.cache
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 4))
 
 
 def _wide(value: np.ndarray) -> np.ndarray:
