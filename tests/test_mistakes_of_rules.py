@@ -209,8 +209,10 @@ def test_steps_refuse_what_the_aggregator_does_not_take():
     plain = optax.GradientTransformation(MEDIAN.init, MEDIAN.update)
     with pytest.raises(TypeError, match=r"^trainer\.step needs .*got weights="):
         step(plain, weights=weights)
-    # A chain does not say what its links take.
-    step(optax.chain(MEDIAN, optax.scale(1.0)), weights=weights, other=weights)
+    # A chain does not say what its links take: whether one reads it is seen.
+    step(optax.chain(MEDIAN, optax.scale(1.0)), weights=weights)
+    with pytest.raises(TypeError, match=r"got other=.*, which no link of the chain"):
+        step(optax.chain(MEDIAN, optax.scale(1.0)), weights=weights, other=weights)
 
 
 # --- f and buckets --------------------------------------------------------------------

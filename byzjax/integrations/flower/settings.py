@@ -156,7 +156,27 @@ def checkpoint_path(given: object) -> pathlib.Path | None:
     return path
 
 
-def check_rule(aggregator: object, num_byzantine: int | float) -> None:
+def check_parts(
+    aggregator: object,
+    num_byzantine: int | float,
+    worker: object,
+    server: object,
+    reference: object,
+) -> None:
+    """Raises unless each is of its kind."""
+    _check_rule(aggregator, num_byzantine)
+    if server is not None:
+        _check_optimizer("server", server)
+    if worker is not None:
+        _check_worker(_check_optimizer("worker", worker))
+    if reference is not None and not callable(reference):
+        raise TypeError(
+            f"{NAME} needs reference to be a function from the model's ArrayRecord to "
+            f"a trusted client's reply, or None, got {reference!r}"
+        )
+
+
+def _check_rule(aggregator: object, num_byzantine: int | float) -> None:
     """Raises unless it is a rule that bears so many, or may return one."""
     if not isinstance(aggregator, Aggregator) and not callable(aggregator):
         raise TypeError(
@@ -167,7 +187,7 @@ def check_rule(aggregator: object, num_byzantine: int | float) -> None:
         bearing.check_told(NAME, aggregator, num_byzantine)
 
 
-def check_worker(link: optax.GradientTransformation) -> None:
+def _check_worker(link: optax.GradientTransformation) -> None:
     """Raises unless it can be run for a node whose parameters nobody knows."""
     row = jnp.zeros(8, jnp.float32)
     try:
@@ -180,19 +200,11 @@ def check_worker(link: optax.GradientTransformation) -> None:
         ) from error
 
 
-def check_reference(reference: object) -> None:
-    """Raises unless it is a function, or None."""
-    if reference is not None and not callable(reference):
-        raise TypeError(
-            f"{NAME} needs reference to be a function from the model's ArrayRecord to "
-            f"a trusted client's reply, or None, got {reference!r}"
-        )
-
-
-def check_optimizer(name: str, link: object) -> None:
-    """Raises unless it is an optax transformation."""
+def _check_optimizer(name: str, link: object) -> optax.GradientTransformation:
+    """Returns an optax transformation; raises of anything else."""
     if not isinstance(link, optax.GradientTransformation):
         raise TypeError(
             f"{NAME} needs {name} to be an optax transformation such as "
             f"optax.sgd(1.0), got {link!r}{written.not_called(link)}"
         )
+    return link

@@ -23,10 +23,7 @@ from byzjax.integrations.flower.rounds import Round, Rows
 from byzjax.integrations.flower.settings import (
     NAME,
     Settings,
-    check_optimizer,
-    check_reference,
-    check_rule,
-    check_worker,
+    check_parts,
     checkpoint_path,
     outvoted,
 )
@@ -160,13 +157,7 @@ class RobustStrategy(Strategy):
             grace_seconds=grace_seconds,
             checkpoint=checkpoint_path(checkpoint),
         )
-        check_rule(aggregator, num_byzantine)
-        for name, link in (("server", server), ("worker", worker)):
-            if link is not None:
-                check_optimizer(name, link)
-        if worker is not None:
-            check_worker(worker)
-        check_reference(reference)
+        check_parts(aggregator, num_byzantine, worker, server, reference)
         if key is not None:
             key = checks.key(NAME, key)
         self._learner = Learner(aggregator, worker, server, max_share, key, reference)
