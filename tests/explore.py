@@ -18,7 +18,7 @@ import numpy as np
 
 from tests import conftest
 from tests.aggregators import trials
-from tests.aggregators.adversary import Draw, random_draw
+from tests.aggregators.adversary import TWO_WIDTHS, Draw, random_draw
 
 EDGES = (24, 25, 48, 49, 64, 65, 128, 129, 512, 513)  # Where the code's ways part.
 SMALL = (5, 7, 9, 11, 13, 17)
@@ -57,7 +57,9 @@ def explore(names, minutes, seed):
         m, f, d = shape_of(subject, rng)
         x64 = bool(rng.random() < 0.3)
         weighted = subject.weighted and bool(rng.random() < 0.5)
-        dtype = str(rng.choice([*DTYPES, *("float64",) * 3 * x64]))
+        dtype = str(
+            rng.choice([*DTYPES, *("float64", "float64", TWO_WIDTHS, TWO_WIDTHS) * x64])
+        )
         first = int(rng.integers(2**31))
         stop = min(until, time.monotonic() + SECONDS)
         for k in range(DRAWS):

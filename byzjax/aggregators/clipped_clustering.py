@@ -100,8 +100,8 @@ def clipped_clustering(
         there = jnp.isfinite(norms)
         if present is not None:
             there &= present
-        first = jnp.argsort(~there, stable=True)
-        places = jnp.arange(m + window)
+        first = jnp.argsort(~there, stable=True).astype(jnp.int32)
+        places = jnp.arange(m + window, dtype=jnp.int32)
         m = jnp.sum(there, dtype=jnp.int32)
         moved = jnp.minimum(places + len(there) - m, m + window - 1)
         places = jnp.where(places < m, jnp.resize(first, places.shape), moved)

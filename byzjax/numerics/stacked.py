@@ -178,12 +178,12 @@ def weighted_sum(
       at_most: how many weights can be other than zero, if that is known: if at most
         `order.NETWORK_LIMIT`, the other rows are not read from memory either.
     """
-    m = weights.shape[0]
-    few = at_most if at_most is not None and 0 < at_most < m else None
+    few = at_most if at_most is not None and 0 < at_most < len(weights) else None
     first = jnp.argsort(weights == 0, stable=True) if few else np.zeros(0, np.int32)
+    # In the widest: a weight may be no float of a leaf that is narrower than others.
+    w = weights.astype(_columns.widest_accumulator(jax.tree.leaves(updates)))
 
     def of_leaf(x, *o):
-        w = weights.astype(accumulator_dtype(x.dtype))
         out = _summed(few, x, w, first)
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)

@@ -34,6 +34,7 @@ class Stack(NamedTuple):
     byzantine: np.ndarray  # [m], bool
     weights: np.ndarray | None  # [m]
     reference: np.ndarray  # [d], the server's own row.
+    narrow: int = 0  # So many columns are a leaf of float32 beside one of float64.
 
 
 # --- honest rows ----------------------------------------------------------------------
@@ -104,8 +105,31 @@ def _weights(draw, rng, byzantine):
 # --- the stack ------------------------------------------------------------------------
 
 
+# Leaves of float32 and float64 in one tree, with x64. Of the wider one the scale may be
+# none of the floats of the other.
+TWO_WIDTHS = "two widths"
+
+
+def narrowest(dtype: str) -> str:
+    """The dtype that results are good to."""
+    return "float32" if dtype == TWO_WIDTHS else dtype
+
+
+def _cast(rows, dtype):
+    """Rows in their dtype; of two widths as float64, half of the columns rounded."""
+    if dtype != TWO_WIDTHS:
+        return rows.astype(jnp.dtype(dtype))
+    rows, k = np.array(rows, np.float64), _narrow(rows.shape[-1], dtype)
+    rows[..., :k] = rows[..., :k].astype(np.float32)
+    return rows
+
+
+def _narrow(d, dtype):
+    return -(-d // 2) if dtype == TWO_WIDTHS else 0
+
+
 def limits(dtype: str) -> tuple[float, float, float]:
-    info = jnp.finfo(dtype)
+    info = jnp.finfo(narrowest(dtype))
     return float(info.max), float(info.tiny), float(info.smallest_subnormal)
 
 
@@ -115,7 +139,12 @@ def honest_of(draw: Draw) -> np.ndarray:
     rows = SHAPES[draw.shape](rng, draw.m - draw.f, draw.d)
     way = rng.normal(size=draw.d)
     center = draw.offset * way / np.linalg.norm(way)
-    return (rows + center) * draw.scale
+    rows = (rows + center) * draw.scale
+    if draw.dtype == TWO_WIDTHS and draw.seed % 3 == 0:
+        k = _narrow(draw.d, draw.dtype)
+        rows[:, :k] *= draw.seed % 2  # Zeros, or as they are, beside:
+        rows[:, k:] *= 1e-50
+    return rows
 
 
 def rows_of(draw: Draw, end=None, at=None) -> Stack:
@@ -127,7 +156,7 @@ def rows_of(draw: Draw, end=None, at=None) -> Stack:
       at: the index of a row that has to be honest, if any has.
     """
     m, f, d = draw.m, draw.f, draw.d
-    honest = honest_of(draw).astype(jnp.dtype(draw.dtype)).astype(np.float64)
+    honest = _cast(honest_of(draw), draw.dtype).astype(np.float64)
     rng = np.random.default_rng([draw.seed, 2])
     center = np.mean(honest, axis=0)
     spread = np.max(np.linalg.norm(honest - center, axis=1))
@@ -154,10 +183,11 @@ def rows_of(draw: Draw, end=None, at=None) -> Stack:
         other = int(np.flatnonzero(~byzantine)[0])
         place[[at, other]] = place[[other, at]]
         byzantine = place < f
-    rows = np.concatenate([evil, honest])[place].astype(jnp.dtype(draw.dtype))
+    rows = _cast(np.concatenate([evil, honest])[place], draw.dtype)
     reference = center if rng.random() < 0.5 else np.ones(d)
-    reference = reference.astype(rows.dtype)
-    return Stack(rows, byzantine, _weights(draw, rng, byzantine), reference)
+    reference = _cast(reference, draw.dtype)
+    weights = _weights(draw, rng, byzantine)
+    return Stack(rows, byzantine, weights, reference, _narrow(d, draw.dtype))
 
 
 def _parts(total, parts):

@@ -52,13 +52,15 @@ def cases():
     for dtype in ("float16", "bfloat16"):
         for name in ("median", "krum", "geometric_median", "ctma(median)", "fltrust"):
             yield case(name, 11, dtype=dtype)
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64", adversary.TWO_WIDTHS):
         for name in (
             "median",
             "trimmed_mean",
             "krum",
             "geometric_median",
             "arc(median)",
+            "nnm(median)",
+            "dnc",
         ):
             yield case(name, 9, dtype=dtype, x64=True)
 
@@ -160,12 +162,13 @@ def test_what_was_found_is_kept(name, draw):
 # --- the grammar itself ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "two widths"])
 def test_a_draw_is_what_it_says(dtype):
     for seed in range(200):
         draw = random_draw(seed, 11, 4, 5, dtype=dtype, weighted=bool(seed % 2))
         stack = rows_of(draw, at=5)
-        assert stack.rows.shape == (11, 5) and str(stack.rows.dtype) == dtype
+        assert stack.rows.shape == (11, 5)
+        assert str(stack.rows.dtype) == ("float64" if stack.narrow else dtype)
         assert stack.byzantine.sum() == 4 and not stack.byzantine[5]
         honest = stack.rows[~stack.byzantine].astype(np.float64)
         assert np.isfinite(honest).all(), draw

@@ -136,10 +136,17 @@ def run(name: str, stack: adversary.Stack, f: int, seed: int) -> np.ndarray:
         wide = stack.rows.dtype == np.float64
         weights = jnp.asarray(weights, np.float64 if wide else np.float32)
     program = _program(name, len(stack.rows), f)
-    key = jax.random.key(seed)
-    reference = jnp.asarray(stack.reference)
-    got = program(jnp.asarray(stack.rows), key, weights, reference)
-    return np.asarray(got).astype(np.float64)
+
+    def leaves(rows):
+        if not stack.narrow:
+            return jnp.asarray(rows)
+        narrow, wide = np.split(rows, [stack.narrow], axis=-1)
+        return {"a": jnp.asarray(narrow, jnp.float32), "b": jnp.asarray(wide)}
+
+    rows, reference = leaves(stack.rows), leaves(stack.reference)
+    got = program(rows, jax.random.key(seed), weights, reference)
+    found = [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(got)]
+    return np.concatenate(found)
 
 
 class Violation(NamedTuple):
@@ -200,7 +207,7 @@ def _outside(got, region: Region, env: Envelope, draw: Draw) -> tuple[float, str
     """How far a result lies outside, relative to what is allowed; and in words."""
     if not np.isfinite(got).all():
         return np.inf, f"got {got[:4]}, which is not finite"
-    narrow = jnp.finfo(draw.dtype)
+    narrow = jnp.finfo(adversary.narrowest(draw.dtype))
     wide = _wide(draw)
     largest = np.maximum(np.abs(env.low), np.abs(env.high))
     eps = float(narrow.eps) + ROUNDING * float(wide.eps)
