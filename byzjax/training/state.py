@@ -47,7 +47,7 @@ class WorkerMetrics(NamedTuple):
         out. As `byzjax.influence` of the messages, in the state before the step; of
         messages in half precision each is rounded to it.
       distance: ‖d^i − A‖ of each worker's message as the server got it, `[m]`; +inf for
-        one that is not finite.
+        one that is not finite or was absent.
     """
 
     influence: jax.Array  # [m]
