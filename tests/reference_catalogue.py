@@ -303,7 +303,7 @@ def clipped_clustering(rows, f, linkage=np.mean):
         clusters = [c for c in clusters if c not in (a, b)] + [sorted(a + b)]
         clusters.sort()
     members = max(clusters, key=len)
-    return clipped_mean(rows, members, middle_norm(rows))
+    return clipped_mean(rows, members, middle_norm(rows[ok]))
 
 
 # --- meta-rules -----------------------------------------------------------------------
