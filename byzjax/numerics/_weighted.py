@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from byzjax import loops
-from byzjax.numerics._reductions import as_number, column, nan_last, row_sum
+from byzjax.numerics._reductions import (
+    as_number,
+    column,
+    nan_last,
+    row_sum,
+    sum_of_rows,
+)
 
 # Sums of so many weights are plain: they are off by less than any that matters. Those
 # of more keep what rounding takes, at up to twice the time, and are right to a place.
@@ -42,6 +48,8 @@ def weighted_trimmed_mean(
     kept = jnp.minimum(end, high) - jnp.maximum(start, low)
     kept = without_slivers(kept, jnp.minimum(start - low, high - end), total)
     values = jnp.where(kept > 0, nan_last(rows), 0)
+    if m > _FEW:
+        return sum_of_rows(kept * values) / sum_of_rows(kept)
     terms = [kept[i] * values[i] for i in range(m)]
     return row_sum(terms) / row_sum([kept[i] for i in range(m)])
 
