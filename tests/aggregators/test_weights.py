@@ -143,8 +143,10 @@ def test_the_least_cap_is_taken(m):
 # 2 899 is the first where m roundings of the total are more than what is kept of it.
 @pytest.mark.parametrize(
     "name, m",
-    [("trimmed_mean", 129), ("ctma", 129), ("median", 129), ("trimmed_mean", 2899)]
-    + [("trimmed_mean", 4097)],
+    [
+        *(("ctma", 129), ("median", 129)),
+        *(("trimmed_mean", m) for m in (129, 2899, 4097)),
+    ],
 )
 def test_many_workers_of_unequal_weights(name, m):
     """What rounding leaves of all that is cut is not more than all that is kept."""
