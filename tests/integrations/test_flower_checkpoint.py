@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -115,7 +116,38 @@ def test_files_of_something_else_are_refused(tmp_path):
             start(strategy(path), 1)
     checkpoint.write(path, {}, {})
     arrays, facts = checkpoint.read(path)
-    assert not arrays and facts == {"version": 2, "arrays": []}
+    assert not arrays and facts == {"version": 3, "arrays": [], "viewed": {}}
+
+
+@pytest.mark.parametrize("first", ["kept", "learnt"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(server=optax.adam(0.1, mu_dtype=jnp.bfloat16)),
+        dict(worker=optax.trace(0.9, accumulator_dtype=jnp.bfloat16)),
+        dict(
+            server=optax.GradientTransformation(
+                lambda params: 0, lambda g, state, params=None: (g, state + 1)
+            )
+        ),
+    ],
+    ids=["bfloat16 server", "bfloat16 worker", "python int"],
+)
+def test_states_of_every_kind_come_back(options, first, tmp_path):
+    def of():
+        return RobustStrategy(
+            byzjax.median(),
+            num_byzantine=1,
+            fraction_evaluate=0.0,
+            round_seconds=1.0,
+            checkpoint=tmp_path / "a",
+            **options,
+        )
+
+    few = dict.fromkeys(NODES, lambda message, grid: None) if first == "kept" else {}
+    of().start(FakeGrid(dict.fromkeys(NODES, honest) | few), model(), 1)
+    result = of().start(FakeGrid(dict.fromkeys(NODES, honest)), model(), 2)
+    assert result.train_metrics_clientapp[2]["model-kept"] == 0
 
 
 def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import ConfigRecord, Error, Message
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import byzjax
 from byzjax.integrations.flower import RobustStrategy, conversation, exchange
@@ -115,6 +115,67 @@ def test_a_silent_node_that_is_needed_holds_up_one_round(kind):
     grid.nodes[3] = honest
     metrics = robust.start(grid, model(), 1).train_metrics_clientapp[1]
     assert (metrics["accepted"], metrics["model-kept"]) == (3, 0)
+
+
+def number(message):
+    return message.content["config"]["server-round"]
+
+
+@pytest.mark.parametrize(
+    "nodes, f",
+    [
+        ((1, 2, 3, "even", "odd"), 2),
+        ((1, 2, "odd"), 1),
+        ((1, 2, 3, 4, "even", "odd"), 2),
+        ((1, 2, "late"), 1),
+    ],
+    ids=str,
+)
+def test_taking_turns_at_being_of_no_use_holds_up_few_rounds(nodes, f):
+    began = {}
+
+    def behave(how):
+        def node(message, grid):
+            if how == "late":
+                key = message.metadata.message_id
+                since = began.setdefault(key, time.monotonic())
+                out = time.monotonic() - since > 1.0
+                return Message(RecordDict(), reply_to=message) if out else None
+            mute = number(message) % 2 == (how == "odd")
+            return None if mute else honest(message, grid)
+
+        return node
+
+    grid = FakeGrid(
+        {i: honest if how == i else behave(how) for i, how in enumerate(nodes, 1)}
+    )
+    robust = strategy(num_byzantine=f, round_seconds=1.5, grace_seconds=0.01)
+    start = time.monotonic()
+    robust.start(grid, model(), 12)
+    assert time.monotonic() - start < 12 * 0.4 + 2 * 1.5
+    for history in robust.histories.values():
+        parts = history.accepted, history.rejected, history.silent, history.unheard
+        assert history.asked == sum(parts) and 0 <= history.doubt <= 16
+
+
+def test_resting_nodes_are_asked_where_f_of_the_others_may_be_silent():
+    nodes = {1: honest, 2: honest, 3: honest, 4: honest}
+    robust = strategy(round_seconds=2.0, grace_seconds=0.02)
+    for node in (3, 4):
+        robust._nodes.of(node).note_silence(9)  # Rests for ten rounds.
+    result = robust.start(FakeGrid(nodes), model(), 1)
+    assert result.train_metrics_clientapp[1]["accepted"] == 4
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.1, 0.25, 0.35])
+def test_what_is_left_of_a_grace_is_enough_to_pull_a_reply(grace):
+    def tiring(message, grid):
+        time.sleep(0.2)
+        return honest(message, grid)
+
+    grid = FakeGrid(dict.fromkeys(range(1, 6), tiring))
+    result = strategy(grace_seconds=grace).start(grid, model(), 1)
+    assert result.train_metrics_clientapp[1]["accepted"] == 5
 
 
 def lost(message, grid):

@@ -113,6 +113,53 @@ def test_a_rule_that_is_none_is_refused():
         RobustStrategy(byzjax.fltrust(), num_byzantine=1)
 
 
+def serving(holds, text):
+    def check(m):
+        if not holds(m):
+            raise ValueError(text)
+
+    def update(updates, state, params=None, **extra):
+        return updates[0], state
+
+    return byzjax.Aggregator(lambda params: (), update, check=check)
+
+
+def test_a_rule_that_serves_some_numbers_is_taken():
+    RobustStrategy(serving(lambda m: m <= 8, "at most 8"), num_byzantine=1)
+    RobustStrategy(serving(lambda m: m == 5, "exactly so many"), num_byzantine=1)
+    with pytest.raises(ValueError, match="has no round for its aggregator: never"):
+        RobustStrategy(serving(lambda m: False, "never"), num_byzantine=1)
+
+
+@pytest.mark.parametrize(
+    "server", [optax.polyak_sgd(1.0), optax.contrib.momo(), optax.lbfgs()]
+)
+def test_a_server_that_wants_more_than_updates_is_refused(server):
+    robust = RobustStrategy(byzjax.median(), num_byzantine=1, server=server)
+    grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
+    with pytest.raises(ValueError, match="needs a server that steps this model by its"):
+        robust.start(grid, model(), 1)
+    assert not grid.asked
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "file/a"])
+def test_a_checkpoint_that_cannot_be_written(name, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ValueError, match="needs checkpoint to be the path of a file"):
+        RobustStrategy(
+            byzjax.median(), num_byzantine=1, checkpoint=f"{tmp_path}/{name}"
+        )
+
+
+def test_the_reason_is_of_the_nodes_that_were_asked(caplog):
+    grid = FakeGrid(dict.fromkeys((1, 2, 3), honest))
+    robust = RobustStrategy(
+        byzjax.krum(1), num_byzantine=1, fraction_evaluate=0, round_seconds=0.2
+    )
+    robust.start(grid, model(), 1)
+    assert "num_workers >= 2 * num_byzantine + 3, got num_workers=3" in caplog.text
+
+
 @pytest.mark.parametrize(
     "rule",
     [

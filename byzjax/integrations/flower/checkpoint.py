@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_VERSION = 2
+from byzjax.integrations.flower import npy
+
+_VERSION = 3
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], facts: Any) -> None:
     """Replaces the file by one with these arrays and facts."""
-    facts = {"version": _VERSION, "arrays": sorted(arrays), **facts}
+    # NumPy's format has no name for bfloat16 and its like: their bytes, and the name.
+    viewed = {k: str(x.dtype) for k, x in arrays.items() if x.dtype.kind == "V"}
+    arrays = {
+        k: np.asarray(x, order="C")[..., None].view(np.uint8) if k in viewed else x
+        for k, x in arrays.items()
+    }
+    facts = {"version": _VERSION, "arrays": sorted(arrays), "viewed": viewed, **facts}
     header = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -50,6 +58,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
             # The archive has a checksum of each array, and none of its name.
             if names != sorted(arrays):
                 raise ValueError(f"it has the arrays {sorted(arrays)}, not {names}")
+            for name, dtype in facts["viewed"].items():
+                arrays[name] = arrays[name].view(npy.dtype_of(dtype))[..., 0]
         except Exception as error:  # A damaged archive raises what it likes.
             raise ValueError(
                 f"RobustStrategy needs a checkpoint of its own, got the file {path}: "
@@ -67,7 +77,10 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
 def leaves(prefix: str, tree: Any) -> dict[str, np.ndarray]:
     """The leaves of a state as named arrays; random keys as their numbers."""
     return {
-        f"{prefix}/{i}": np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+        # A Python number as JAX's, which it is after the first step.
+        f"{prefix}/{i}": np.asarray(
+            jax.random.key_data(x) if _is_key(x) else jnp.asarray(x)
+        )
         for i, x in enumerate(jax.tree.leaves(tree))
     }
 

@@ -51,10 +51,12 @@ class Conversation:
         # Of those drawn before some are left to rest: hostile nodes answer in time, and
         # among fewer they would be a larger share.
         f = settings.f(size)
-        least = needs(f, size).least or size
+        least = needs(f, size).least
+        # f of them may be silent: with those who rest as many may be missing as answer.
+        least = size if least is None else min(least + f, size)
         asked = self._nodes.choose(self.connected, size, least, server_round)
         quorum = needs(f, len(asked))._replace(
-            drawn=size, doubtful=self._nodes.resting(asked, server_round)
+            drawn=size, doubtful=self._nodes.doubtful(asked)
         )
         if quorum.least is None:
             log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)

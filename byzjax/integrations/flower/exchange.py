@@ -64,8 +64,8 @@ def replies(
             if of.is_lost:
                 break
             left = of.seconds_left()
-            if left <= 0 and message_id in unseen:
-                left = min(_PATIENCE, of.seconds_left_of_round())
+            if message_id in unseen:  # What is left may be too short to pull it in.
+                left = max(left, min(_PATIENCE, of.seconds_left_of_round()))
             if left <= 0:
                 continue
             pull = waiting[message_id]

@@ -1,5 +1,6 @@
 """What is learnt: the model, and the states of the rule and of the optimizers."""
 
+import itertools
 import pathlib
 import secrets
 from collections.abc import Callable, Iterable
@@ -100,11 +101,15 @@ class Learner:
                     f"{written.not_called(self._aggregator)}"
                 ) from error
         programs = self.programs(f)
-        # A refusal of one number of nodes says which; the others are of all numbers.
         programs.least(f, 4 * f + 8)  # Raises if it takes no weights.
-        why = programs.refused(f, 4 * f + 8)
-        if why and why == programs.refused(f, 6 * f + 13):
-            raise ValueError(f"RobustStrategy has no round for its aggregator: {why}")
+        # A refusal of one number of nodes says which; the others are of all numbers.
+        tried = *range(2 * f + 1, 4 * f + 9), 6 * f + 13
+        found = itertools.takewhile(bool, (programs.refused(f, m) for m in tried))
+        refusals = list(found)
+        if len(refusals) == len(tried) and len(set(refusals)) == 1:
+            raise ValueError(
+                f"RobustStrategy has no round for its aggregator: {refusals[0]}"
+            )
 
     def needs(self, f: int, asked: int) -> Quorum:
         """What a round of so many nodes takes, of which f may be Byzantine."""
@@ -113,7 +118,7 @@ class Learner:
             return quorum
         programs = self.programs(f)
         least = programs.least(f, asked)
-        return Quorum(f, least, "" if least else programs.refusal)
+        return Quorum(f, least, programs.refused(f, asked))
 
     @property
     def compiled(self) -> int:
@@ -125,7 +130,7 @@ class Learner:
         if self._model is None or self._model.record is not arrays:
             self._model = Model(arrays)
         if self._server_state is None:
-            self._server_state = self._server.init(self._model.tree())
+            self._server_state = self._server.start(self._model.tree())
         return self._model
 
     def advance(self, of: Round, server_round: int) -> Advance:

@@ -8,6 +8,7 @@ from typing import Any
 _MOST_NODES = 10_000  # Histories kept; anybody can register nodes without end.
 _MOST_REASONS = 16  # Kept of one node, which words some of them itself.
 _LONGEST_REST = 8  # Rounds.
+_MOST_DOUBT = 16
 
 
 @dataclasses.dataclass
@@ -18,14 +19,17 @@ class NodeHistory:
 
     Attributes:
       asked: rounds in which it was sent the model.
-      accepted: replies of it that the rule saw.
+      accepted: replies of it that could be used.
       rejected: replies that were not used.
       silent: rounds in which nothing came in time.
       unheard: rounds that ended before it answered, as too many others were lost.
-      influence: sum over its accepted replies of its share in the aggregate; divided
-        by `accepted`, its mean influence, which is about 1/m for an honest node.
+      influence: sum over its accepted replies of its share in the aggregate, of which
+        there is none in a round that kept the model; divided by `accepted`, its mean
+        influence, which is about 1/m for an honest node.
       reasons: why replies were rejected → how often.
       resting_until: the last round in which it is not asked, since it was silent.
+      doubt: two more for each round in which it was of no use, one less for a reply
+        that was used, at most 16: above zero no round waits for it alone for long.
 
     Example:
       >>> from byzjax.integrations.flower import NodeHistory
@@ -42,11 +46,13 @@ class NodeHistory:
     resting_until: int = 0
     silences: int = 0  # In a row.
     unheard: int = 0
+    doubt: int = 0
 
     def note_rejected(self, reason: str) -> None:
         """Counts a reply that was not used."""
         self.rejected += 1
         self.silences = 0
+        self._doubted()
         if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
@@ -54,6 +60,7 @@ class NodeHistory:
         """Counts a reply that was used."""
         self.accepted += 1
         self.silences = 0
+        self.doubt = max(self.doubt - 1, 0)
         self.influence += influence
 
     def note_silence(self, server_round: int) -> None:
@@ -61,9 +68,14 @@ class NodeHistory:
 
         Not counted here, since a node may also be silent when it is to evaluate.
         """
+        self._doubted()
         rest = min(2**self.silences, _LONGEST_REST)
         self.silences = min(self.silences + 1, 10)
         self.resting_until = server_round + rest
+
+    def _doubted(self) -> None:
+        # Two for one, so that taking turns at silence is no way out of it.
+        self.doubt = min(self.doubt + 2, _MOST_DOUBT)
 
 
 class Nodes:
@@ -87,17 +99,24 @@ class Nodes:
 
         Where these are fewer than `least`, resting ones are asked all the same, those
         first whose rest is over first.
+
+        Args:
+          connected: the nodes that are there.
+          size: how many to ask.
+          least: replies that it takes, and as many more as may fail to come.
+          server_round: the round that they are asked in.
         """
         connected = sorted(set(connected))
         awake = [node for node in connected if self._rest(node) < server_round]
         if len(awake) < least:
-            resting = self.resting(connected, server_round)
+            resting = [n for n in connected if self._rest(n) >= server_round]
             awake += sorted(resting, key=self._rest)[: least - len(awake)]
         return sorted(random.sample(awake, min(size, len(awake))))
 
-    def resting(self, nodes: Iterable[int], server_round: int) -> frozenset[int]:
-        """Those of these nodes that were silent and rest."""
-        return frozenset(node for node in nodes if self._rest(node) >= server_round)
+    def doubtful(self, nodes: Iterable[int]) -> frozenset[int]:
+        """Those of these nodes that lately were of no use."""
+        known = self.histories
+        return frozenset(n for n in nodes if n in known and known[n].doubt > 0)
 
     def _rest(self, node: int) -> int:
         history = self.histories.get(node)

@@ -69,7 +69,7 @@ class Round:
       examples_key: the metric that has the number of examples, if it counts.
       drawn: of how many nodes those asked are, if some were left to rest.
       refusal: why nobody was asked, though nodes are there.
-      doubtful: nodes that were silent lately, asked since others are too few.
+      doubtful: nodes that were silent or refused lately.
 
     Attributes:
       num_rows: rows that programs see: who rests is absent, so that f and the number
@@ -140,8 +140,8 @@ class Round:
     def is_settled(self) -> bool:
         """Whether only those are out that are not waited for as long as a round lasts.
 
-        There is an aggregate without them, or they were silent lately: a node without
-        which there is none would hold up every round by silence.
+        There is an aggregate without them, or they were of no use lately: a node that
+        is needed would hold up every round, by silence or by coming late.
         """
         out = self._doubtful.issuperset(self._missing)
         return self.has_enough or (out and len(self._doubtful) < len(self.asked))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from byzjax import written
+
 _MOST_COMPILED = 256  # Leaves.
 
 
@@ -21,11 +23,25 @@ class Server:
         self._optimizer = optimizer and optax.with_extra_args_support(optimizer)
         self._compiled = jax.jit(self._update)
 
-    def init(self, params: dict[str, np.ndarray]) -> Any:
-        """The optimizer's first state."""
+    def start(self, params: dict[str, np.ndarray]) -> Any:
+        """The optimizer's first state.
+
+        Raises:
+          ValueError: an optimizer that this model is nothing for, or that wants more
+            than gradients and parameters.
+        """
         if self._optimizer is None:
             return ()
-        return self._optimizer.init(jax.tree.map(jnp.asarray, params))
+        try:
+            state = self._optimizer.init(jax.tree.map(jnp.asarray, params))
+            zeros = {k: np.zeros(x.shape, x.dtype) for k, x in params.items()}
+            jax.eval_shape(self._update, zeros, state, params)
+        except Exception as error:
+            raise ValueError(
+                "RobustStrategy needs a server that steps this model by its updates "
+                f"and parameters alone, got {written.shown(self._optimizer)}: {error}"
+            ) from error
+        return state
 
     def step(
         self, direction: np.ndarray, state: Any, params: dict[str, np.ndarray]

@@ -1,5 +1,6 @@
 """What `RobustStrategy` was told, checked once."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -26,7 +27,7 @@ class Quorum(NamedTuple):
     least: int | None  # Usable replies for an aggregate; None: the nodes are too few.
     why: str = ""  # They are too few.
     drawn: int = 0  # Nodes of which f is a share, those left to rest among them.
-    doubtful: frozenset[int] = frozenset()  # Asked though they rest: too few others.
+    doubtful: frozenset[int] = frozenset()  # Of those asked, lately silent or refused.
 
 
 def outvoted(f: int, asked: int) -> Quorum:
@@ -148,7 +149,20 @@ def checkpoint_path(given: object) -> pathlib.Path | None:
             f"{NAME} needs checkpoint to be the path of a file, got {given!r}"
         )
     path = pathlib.Path(given)
-    if path.is_dir():
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # pathlib's questions take no for an answer to bad names.
+        is_folder, is_below_file = path.is_dir(), path.parent.is_file()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{NAME} needs checkpoint to be the path of a file, got {given!r}: {error}"
+        ) from error
+    if is_below_file:
+        raise ValueError(
+            f"{NAME} needs checkpoint to be the path of a file in a folder, got "
+            f"{given!r}, which is below a file"
+        )
+    if is_folder:
         raise ValueError(
             f"{NAME} needs checkpoint to be a file's path, got that of the folder "
             f"{given!r}"
