@@ -24,7 +24,7 @@ NAME = "RobustStrategy"  # What errors call it.
 _EVERY = 32  # Up to so many rows each number has its programs.
 _SAMPLED = 2**22  # Numbers that the influence of all nodes is measured on, about.
 _MOST_SAMPLED = 1024  # Coordinates.
-_MOVE = 0.01  # How far a row is moved, as a share of the spread of its coordinate.
+_MOVE = 1e-3  # How far a row is moved, as a share of the spread of its coordinate.
 
 
 def rows_used(m: int, least: int) -> int:
@@ -250,8 +250,14 @@ class Programs:
         size = jnp.maximum(jnp.sum(counts.astype(rows.dtype)), 1)
 
         def share(i):
-            moved = after(rows.at[i].add(steps)) - before
-            followed = jnp.where(counts, moved / jnp.where(counts, steps, 1), 0)
+            def moved(sign):
+                return sign * (after(rows.at[i].add(sign * steps)) - before)
+
+            # Of a move there and one back, what moves the aggregate less: the other may
+            # have changed who is whose neighbour, which is a leap and no share.
+            both = jax.lax.map(moved, jnp.array([1, -1], rows.dtype))
+            less = both[jnp.argmin(jnp.sum(jnp.abs(both), axis=1))]
+            followed = jnp.where(counts, less / jnp.where(counts, steps, 1), 0)
             return jnp.sum(followed) / size
 
         return jax.lax.map(share, jnp.arange(rows.shape[0]))
