@@ -27,28 +27,22 @@ def check_batches(setup: Setup, batches: Tree) -> None:
             )
 
 
-def check_state(setup: Setup, state: TrainState) -> None:
-    """Raises unless a state is one that this trainer made, of the same arguments."""
+def check_state(init: Callable[[Tree, Tree], TrainState], state: TrainState) -> None:
+    """Raises unless a state is one that a trainer's `init` makes of its parameters."""
     if not isinstance(state, TrainState):
         raise TypeError(
             "trainer.step needs a state of trainer.init(params), or of a step before, "
             f"got {type(state).__name__}"
         )
-    attack = setup.attack
-    parts = {
-        "worker": (setup.worker.init, state.worker_state),
-        "server": (setup.server.init, state.server_state),
-        "aggregator": (setup.aggregator.init, state.aggregator_state),
-        "attack": (attack.init if attack else lambda params: None, state.attack_state),
-    }
-    for part, (init, found) in parts.items():
-        made = jax.eval_shape(init, state.params)
-        got, want = jax.tree.structure(found), jax.tree.structure(made)
-        if got == want and part != "attack":
-            got = [jnp.shape(leaf) for leaf in jax.tree.leaves(found)]
-            rows = (setup.num_rows,) if part == "worker" else ()
-            want = [(*rows, *leaf.shape) for leaf in jax.tree.leaves(made)]
+    made = jax.eval_shape(init, state.params, state.model_state)
+    for field in ("worker_state", "server_state", "aggregator_state", "attack_state"):
+        mine, own = getattr(state, field), getattr(made, field)
+        got, want = jax.tree.structure(mine), jax.tree.structure(own)
+        if got == want and field != "attack_state":
+            got = [jnp.shape(leaf) for leaf in jax.tree.leaves(mine)]
+            want = [leaf.shape for leaf in jax.tree.leaves(own)]
         if got != want:
+            part = field.removesuffix("_state")
             part += " or num_workers" if part == "worker" else ""
             raise ValueError(
                 "trainer.step needs a state that its own init makes, got one of "

@@ -182,7 +182,7 @@ def trainer(
     def step(
         state: TrainState, batches: Any, key: jax.Array, **extra: Any
     ) -> tuple[TrainState, Metrics]:
-        check_state(setup, state)
+        check_state(init, state)
         checks.extras("trainer.step", extra, setup.taken_by(extra))
         check_batches(setup, batches)
         if key is None:

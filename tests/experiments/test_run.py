@@ -163,7 +163,7 @@ def test_tables_of_known_numbers():
     assert len(table.as_csv(results).splitlines()) == 1 + 4 * 2 * 2
 
 
-def test_processes_side_by_side_give_the_bits_of_one(tmp_path, capsys):
+def test_processes_side_by_side_give_the_numbers_of_one(tmp_path, capsys):
     alone, together = tmp_path / "alone", tmp_path / "together"
     start = dataclasses.replace(SMALL, steps=6)
     configs = grid(start, rule=["median", "mean", "krum(num_byzantine=0)"])
@@ -172,10 +172,10 @@ def test_processes_side_by_side_give_the_bits_of_one(tmp_path, capsys):
     capsys.readouterr()
     run(configs, 1, out=together, jobs=2, **FAST)
     for config in configs:
-        first, second = (
-            store.metrics_path(out, config, 0).read_bytes() for out in (alone, together)
-        )
-        assert first == second
+        first, second = (store.rows(out, config, 0) for out in (alone, together))
+        # XLA divides some sums by the number of cores, which is another here.
+        for one, other in zip(first, second, strict=True):
+            assert one == pytest.approx(other, rel=1e-5, nan_ok=True)
     said = " ".join(capsys.readouterr().out.split())
     assert "24/24" in said and "seed 0: the loss became non-finite" in said
 
