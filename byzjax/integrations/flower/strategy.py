@@ -88,7 +88,8 @@ class RobustStrategy(Strategy):
         least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds; where it
         is needed all the same, the wait for it is a grace, too.
       checkpoint: file for the state after each round, from which `start` goes on.
-      key: a `jax.random.key` for rules that draw; None for one of the system's.
+      key: a `jax.random.key` for rules that draw; None is one of the system's. Not
+        read where a checkpoint goes on.
       reference: for rules that need one, as `byzjax.fltrust()`: from the record that
         is sent to the reply of a client that the server trusts, its own.
 
