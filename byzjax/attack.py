@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byzjax import base, checks, eager, trees
+from byzjax import checks, eager, signatures, trees
 from byzjax.trees import Tree
 from byzjax.written import Written
 
@@ -93,6 +93,9 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
             extra = trees.as_floats(extra)
             return eager.run(call, attacked, updates, state, params, key, **extra)
 
+        named = signatures.keywords(forge) | frozenset(takes)
+        forge = signatures.ignoring_others(forge)
+
         def checked_forge(honest, own, state, *, num_byzantine, **extra):
             f = _one_of(given, num_byzantine)
             checks.num_workers(honest)
@@ -123,7 +126,7 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
         self.forge = checked_forge
         self.needs_own = needs_own
         self.num_byzantine = given
-        self.takes = base.keywords(forge) | frozenset(takes)
+        self.takes = named
         return self
 
     def apply(

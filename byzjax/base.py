@@ -5,7 +5,6 @@ worker axis, `[m, ...]`. An attack maps stacked to stacked, an aggregator maps s
 to a plain tree `[...]`. Both are optax transformations, so both are links of a chain.
 """
 
-import inspect
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from byzjax import checks, eager, loops, trees, written
+from byzjax import checks, eager, loops, signatures, trees, written
 from byzjax.trees import Tree
 from byzjax.written import Written
 
@@ -54,7 +53,8 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
 
     Args:
       init: parameters → state.
-      update: what to do with stacked updates whose leaves are arrays.
+      update: what to do with stacked updates whose leaves are arrays; it is given the
+        extra arguments that it names, all of them where it has a `**extra`.
       check: see below.
       trusted: see below.
       bears: see below.
@@ -113,6 +113,11 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         reduce: Callable[..., jax.Array] | None = None,
         takes: Collection[str] = (),
     ):
+        given = {"check": check, "bears": bears, "weigh": weigh, "reduce": reduce}
+        checks.functions("Aggregator", init=init, update=update, optional=given)
+        takes = signatures.keywords(update) | frozenset(takes)
+        update = signatures.ignoring_others(update)
+
         def on_arrays(updates, state, params=None, *, present=None, **extra):
             m = checks.stacked(updates, params)
             updates = trees.as_arrays(updates)
@@ -142,7 +147,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         self.weigh = weigh
         self.distances = distances
         self.reduce = reduce
-        self.takes = keywords(update) | frozenset(takes)
+        self.takes = takes
         return self
 
     def _check_number(self, m, updates, params):
@@ -318,16 +323,6 @@ def around(rule: Aggregator, init: Any, update: Any, **own: Any) -> Aggregator:
     return Aggregator(
         init, update, **{name: getattr(rule, name) for name in names} | own
     )
-
-
-def keywords(function: Callable[..., Any]) -> frozenset[str]:
-    """Names of a function's keyword-only arguments, but `params` and f."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # Of what is not written in Python.
-        return frozenset()
-    names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return frozenset(names - {"params", "num_byzantine"})
 
 
 def check_aggregator(name: str, rule: object) -> None:

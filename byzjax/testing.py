@@ -188,7 +188,13 @@ class _Run:
 
     def compiled(self):
         rows = self.rows(20)
-        got = self(rows)
+        try:
+            got = self(rows)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+            # NumPy's functions, and Python's if, want numbers that a trace has not.
+            raise AssertionError(
+                f"jit is eager: it cannot be traced: {error}"
+            ) from error
         self(self.rows(21))
         _holds("one trace", self.traces == 1, f"{self.traces} traces of one shape")
         kept = rows.copy()

@@ -161,6 +161,12 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
+def made_by(value: Any, *names: str) -> bool:
+    """Whether one of these factories made it."""
+    made = getattr(value, "written", None)
+    return made is not None and made.name in names
+
+
 def not_called(value: Any) -> str:
     """What to add to an error about a function in the place of what it makes."""
     if not inspect.isfunction(value) or value.__name__ == "<lambda>":

@@ -25,6 +25,7 @@ LAYERS = [
         "byzjax.checks*",
         "byzjax.eager",
         "byzjax.loops",
+        "byzjax.signatures",
         "byzjax.written",
         "byzjax.layers*",
     ],

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.typing
 import numpy as np
+import optax
 from jax import lax
 
 from byzjax import checks
@@ -45,6 +46,11 @@ def cap_weights(weights: jax.typing.ArrayLike, max_share: float) -> jax.Array:
     share = checks.number(
         "cap_weights", max_share=max_share, open_interval=True, static=True
     )
+    if isinstance(weights, optax.GradientTransformation):
+        raise TypeError(
+            f"cap_weights needs weights, one number a worker, got {weights!r}: it is "
+            "no meta-rule, give rule.aggregate(updates, weights=cap_weights(...))"
+        )
     shape = np.shape(weights)
     if len(shape) != 1:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,16 @@ def extras(
             f"{owner} needs keywords that it takes ({', '.join(sorted(takes))}), got "
             f"{name}=...{f': did you mean {near[0]}?' if near else cure}"
         )
+
+
+def functions(owner: str, *, optional: Mapping[str, Any], **given: Any) -> None:
+    """Raises for what is no function; of the optional ones None will do."""
+    left = {keyword: value for keyword, value in optional.items() if value is not None}
+    for keyword, value in (given | left).items():
+        if not callable(value):
+            raise TypeError(
+                f"{owner} needs {keyword} to be a function, got {keyword}={value!r}"
+            )
 
 
 def count(name: str, *, minimum: int = 0, **value: Any) -> int:

@@ -25,6 +25,7 @@ def num_workers(updates: Any) -> int:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(
                 f"updates need arrays as leaves, got {type(leaf).__name__} at {where}"
+                f"{f': {_STACK_LIST}' if _is_list(updates) else ''}"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -95,6 +96,10 @@ _STACKED = (
     "stacked leaves are [num_workers, ...], as jax.vmap(jax.grad(loss_fn), (None, 0)) "
     "makes them of params and [num_workers, ...] batches"
 )
+_STACK_LIST = (
+    "a list of one tree a worker is stacked by byzjax.stack(trees), and numbers of "
+    "samples beside them are weights="
+)
 _STACK_VALUES = (
     "a dict of one tree a worker is stacked by byzjax.stack(list(trees.values()))"
 )
@@ -103,13 +108,13 @@ _STACK_VALUES = (
 def _how_to_stack(updates: Any) -> str:
     """What to do with updates that are not stacked, for the end of an error."""
     if _is_list_of_trees(updates):
-        return "a list of one tree a worker is stacked by byzjax.stack(trees)"
+        return _STACK_LIST
     if is_dict_of_trees(updates):
         return f"{_STACKED}; {_STACK_VALUES}"
     return (
         f"{_STACKED}; params are those of one worker, a chain has one rule, and "
         "MultiSteps and the like go in front of it, in byzjax.per_worker, and not "
-        "around it"
+        f"around it{f'; {_STACK_LIST}' if _is_list(updates) else ''}"
     )
 
 
@@ -125,9 +130,11 @@ def of_first_axis(updates: Any) -> str:
 
 def _is_list_of_trees(updates: Any) -> bool:
     """Whether it is a list or tuple of at least two trees of equal arrays."""
-    if not isinstance(updates, list | tuple) or hasattr(updates, "_fields"):
-        return False
-    return _are_equal_trees(updates)
+    return _is_list(updates) and _are_equal_trees(updates)
+
+
+def _is_list(updates: Any) -> bool:
+    return isinstance(updates, list | tuple) and not hasattr(updates, "_fields")
 
 
 def is_dict_of_trees(updates: Any) -> bool:
@@ -168,7 +175,8 @@ def arrays(owner: str, tree: Any) -> None:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(
                 f"{owner} needs arrays as leaves, got {type(leaf).__name__} at "
-                f"trees{jax.tree_util.keystr(path)}"
+                f"trees{jax.tree_util.keystr(path)}: what stands beside a worker's "
+                "arrays, such as its number of samples, stays out of the trees"
             )
 
 

@@ -85,8 +85,13 @@ class Setup:
                     f"trainer needs {keyword} to be {name}, got {value!r}"
                     f"{written.not_called(value)}"
                 )
-        made = getattr(self.worker, "written", None)
-        if made is not None and made.name in ("anytime", "mu2sgd", "mu2sgd_authors"):
+        if written.made_by(self.worker, "per_worker"):
+            raise TypeError(
+                "trainer needs worker to be of one worker's gradient, got "
+                f"{self.worker!r}: a trainer runs it for each worker itself, so give "
+                "it without per_worker"
+            )
+        if written.made_by(self.worker, "anytime", "mu2sgd", "mu2sgd_authors"):
             raise TypeError(
                 "trainer needs worker to return a gradient, got "
                 f"{self.worker!r}, which returns a step of the parameters: for μ²-SGD "

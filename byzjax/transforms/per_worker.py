@@ -66,6 +66,11 @@ def per_worker(
             f"{transform!r}, which reads those of all: put it after per_worker(...) in "
             "an optax.chain"
         )
+    if written.made_by(transform, "per_worker"):
+        raise TypeError(
+            f"per_worker needs transform to be of one worker's updates, got "
+            f"{transform!r}, which is of each worker's already: once is enough"
+        )
     if isinstance(transform, optax.MultiSteps):
         transform = transform.gradient_transformation()
     if not isinstance(transform, optax.GradientTransformation):
