@@ -114,7 +114,7 @@ class Aggregator(Written, optax.GradientTransformationExtraArgs):
         takes: Collection[str] = (),
     ):
         given = {"check": check, "bears": bears, "weigh": weigh, "reduce": reduce}
-        checks.functions("Aggregator", init=init, update=update, optional=given)
+        checks.functions("Aggregator", **given)
         takes = signatures.keywords(update) | frozenset(takes)
         update = signatures.ignoring_others(update)
 

@@ -163,8 +163,9 @@ def shown(value: Any) -> str:
 
 def made_by(value: Any, *names: str) -> bool:
     """Whether one of these factories made it."""
-    made = getattr(value, "written", None)
-    return made is not None and made.name in names
+    if not isinstance(value, Written) or value.written is None:
+        return False
+    return value.written.name in names
 
 
 def not_called(value: Any) -> str:

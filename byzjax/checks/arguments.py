@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -47,11 +47,10 @@ def extras(
         )
 
 
-def functions(owner: str, *, optional: Mapping[str, Any], **given: Any) -> None:
-    """Raises for what is no function; of the optional ones None will do."""
-    left = {keyword: value for keyword, value in optional.items() if value is not None}
-    for keyword, value in (given | left).items():
-        if not callable(value):
+def functions(owner: str, **given: Any) -> None:
+    """Raises for what is neither a function nor None."""
+    for keyword, value in given.items():
+        if value is not None and not callable(value):
             raise TypeError(
                 f"{owner} needs {keyword} to be a function, got {keyword}={value!r}"
             )
