@@ -296,6 +296,33 @@ def test_a_pull_that_hangs_holds_up_nobody():
     assert metrics["accepted"] == 4 and metrics["silent.5"] == 1
 
 
+def test_many_pulls_that_hang_have_one_patience_together():
+    """Each its own two seconds made a round as long as there are attackers."""
+    hanging = threading.Event()
+
+    def hang(message, grid):
+        hanging.wait(200)
+        return honest(message, grid)
+
+    grid = FakeGrid({i: honest if i > 8 else hang for i in range(1, 26)})
+    robust = RobustStrategy(byzjax.median(), num_byzantine=8, grace_seconds=0.2)
+    start = time.monotonic()
+    result = robust.start(grid, model(), 5, timeout=100)
+    hanging.set()
+    assert time.monotonic() - start < 15
+    found = result.train_metrics_clientapp.values()
+    assert [metrics["accepted"] for metrics in found] == [17] * 5
+
+
+def test_a_pull_that_would_end_the_server_is_one_reply_lost():
+    def leaves(message, grid):
+        raise SystemExit(1)
+
+    grid = FakeGrid({1: leaves, 2: honest, 3: honest, 4: honest, 5: honest})
+    result = strategy().start(grid, model(), 1)
+    assert result.train_metrics_clientapp[1]["rejected.1"] == 1
+
+
 @pytest.mark.parametrize("first", [1, 5])
 def test_a_server_that_is_busy_takes_nobody_for_silent(first):
     """Its time with the others' replies, longer than the grace, is not theirs."""

@@ -11,7 +11,8 @@ from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.pulling import Limits, Pull
 from byzjax.integrations.flower.rounds import Refusal, Round
 
-_PATIENCE = 2.0  # Seconds that one pull may hold up the others.
+_PATIENCE = 2.0  # Seconds that pulls that come to nothing may hold up the others.
+_GLANCE = 0.05  # Seconds that one more may, or one of a node that lately was no use.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # Seconds between looks for replies.
 _TRIES = 3  # Of a pull that fails.
 _GONE = 10.0  # Seconds after which a node that left is not expected back.
@@ -40,7 +41,9 @@ def replies(
     was busy with these, and not with waiting, does not take the others for silent.
 
     Each is asked for by itself: if its body ends the pull, that is one reply lost. Who
-    it is from and what it answers is written over what it claims.
+    it is from and what it answers is written over what it claims. Pulls follow each
+    other while they come, so that few bodies are on their way; those that do not come
+    have one patience together, not each its own, and then run side by side.
 
     Args:
       grid: where they come in.
@@ -53,8 +56,10 @@ def replies(
     """
     waiting: dict[str, Pull | None] = dict.fromkeys(sent)
     failures = dict.fromkeys(sent, 0)
-    # Not looked for since those waited for were there.
+    # Not looked for, or not for long, since those waited for were there.
     unseen = set(sent)
+    held = 0.0  # Seconds that pulls have taken that came to nothing.
+    began = dict.fromkeys(sent, 0.0)
     pause = _FIRST_PAUSE
     membership = _Membership(grid, sent, of)
     membership.look()
@@ -64,16 +69,22 @@ def replies(
             if of.is_lost:
                 break
             left = of.seconds_left()
+            doubtful = sent[message_id].metadata.dst_node_id in of.doubtful
+            patience = _GLANCE if doubtful else _PATIENCE
             if message_id in unseen:  # What is left may be too short to pull it in.
-                left = max(left, min(_PATIENCE, of.seconds_left_of_round()))
+                left = max(left, min(patience, of.seconds_left_of_round()))
             if left <= 0:
                 continue
-            pull = waiting[message_id]
+            pull, waited = waiting[message_id], 0.0
             if pull is None:
                 pull = waiting[message_id] = Pull(grid, message_id, limits)
+                began[message_id] = time.monotonic()
                 pull.start()
-                pull.join(min(_PATIENCE, left))
-            if of.is_settled:
+                pull.join(min(left, max(_GLANCE, min(patience, _PATIENCE - held))))
+                waited = time.monotonic() - began[message_id]
+                held += waited
+            late = time.monotonic() - began[message_id] >= patience
+            if of.is_settled and (late or not pull.is_alive()):
                 unseen.discard(message_id)
             if pull.is_alive():
                 continue
@@ -88,6 +99,8 @@ def replies(
                     continue
                 reason = f"cannot be pulled: {type(error).__name__}"
                 reply = _refusal(reason, sent[message_id])
+            else:
+                held -= waited
             if reply is None:
                 continue
             came = True
@@ -100,6 +113,7 @@ def replies(
             if of.is_lost:
                 break
             if of.seconds_left_of_round() > 0 and unseen & waiting.keys():
+                time.sleep(_GLANCE)
                 continue
             break
         pause = _FIRST_PAUSE if came else min(1.5 * pause, _LONGEST_PAUSE)

@@ -16,7 +16,7 @@ from byzjax.base import Aggregator
 from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
-from byzjax.integrations.flower.programs import Programs, rows_used
+from byzjax.integrations.flower.programs import NAME, Programs, rows_used
 from byzjax.integrations.flower.rounds import Round
 from byzjax.integrations.flower.server import Server
 from byzjax.integrations.flower.settings import Quorum, outvoted
@@ -60,6 +60,7 @@ class Learner:
         self._model: Model | None = None
         self._rule_state: Any = None
         self._server_state: Any = None
+        self._form: dict[str, Any] | None = None  # Of the arrays that states are of.
         self._memories: dict[int, list[np.ndarray]] = {}
 
     def programs(self, f: int) -> Programs:
@@ -129,6 +130,15 @@ class Learner:
         """The model of these arrays; the first makes the first states."""
         if self._model is None or self._model.record is not arrays:
             self._model = Model(arrays)
+        form = {
+            k: (x.value.shape, x.value.dtype) for k, x in self._model.leaves.items()
+        }
+        if self._form not in (None, form):
+            raise ValueError(
+                f"{NAME} needs the model that its states are of, {self._form}, got one "
+                f"of {form}: another model is for another strategy"
+            )
+        self._form = form
         if self._server_state is None:
             self._server_state = self._server.start(self._model.tree())
         return self._model

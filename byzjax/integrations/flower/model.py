@@ -46,8 +46,8 @@ class Model:
         self.bytes = sum(leaf.value.nbytes for leaf in self.leaves.values())
 
     def _opened(self, name: str, array: Array) -> Leaf:
-        dtype = npy.dtype_of(array.dtype)
         try:
+            dtype = npy.dtype_of(array.dtype)
             value = npy.view(array.data, dtype, tuple(array.shape))
         except Rejected as reason:
             raise ValueError(

@@ -113,6 +113,11 @@ class Nodes:
             awake += sorted(resting, key=self._rest)[: least - len(awake)]
         return sorted(random.sample(awake, min(size, len(awake))))
 
+    def wake(self) -> None:
+        """Rounds are counted from the beginning again: nobody rests."""
+        for history in self.histories.values():
+            history.resting_until = 0
+
     def doubtful(self, nodes: Iterable[int]) -> frozenset[int]:
         """Those of these nodes that lately were of no use."""
         known = self.histories

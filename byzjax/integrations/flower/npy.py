@@ -6,6 +6,7 @@ and compared with what is wanted; nothing is allocated for it.
 """
 
 import ast
+import contextlib
 import functools
 import io
 import struct
@@ -117,4 +118,6 @@ def dtype_of(name: str) -> np.dtype:
     try:
         return np.dtype(name)
     except TypeError:
-        return np.dtype(getattr(jnp, name))
+        with contextlib.suppress(AttributeError, TypeError):
+            return np.dtype(getattr(jnp, name))
+    raise Rejected(f"has the dtype {name[:20]!r}, which is unknown")

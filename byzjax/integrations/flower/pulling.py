@@ -70,7 +70,7 @@ class Pull(threading.Thread):
         self._grid, self._id, self._limits = grid, message_id, limits
         self._stopped = threading.Event()
         self._messages: list[Message] = []
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     def run(self) -> None:
         """Pulls; called by `start`."""
@@ -79,8 +79,10 @@ class Pull(threading.Thread):
                 self._messages = list(self._screened(self._grid))
             else:
                 self._messages = list(self._grid.pull_messages([self._id]))
-        except BaseException as error:
+        except Exception as error:
             self._error = error
+        except BaseException as error:  # No wish of the user's, who is not in here.
+            self._error = Rejected(f"cannot be pulled: {type(error).__name__}")
 
     def result(self) -> list[Message]:
         """The messages, most often none or one; raises what the pull raised."""

@@ -72,6 +72,7 @@ class Round:
       doubtful: nodes that were silent or refused lately.
 
     Attributes:
+      doubtful: as given.
       num_rows: rows that programs see: who rests is absent, so that f and the number
         of rows go together.
       unreachable: nodes whose replies cannot come any more, as `exchange` knows.
@@ -107,7 +108,7 @@ class Round:
         self._examples_key = examples_key
         self._free = set(self._places.values())
         self._began = time.monotonic()
-        self._doubtful = doubtful
+        self.doubtful = doubtful
         self._settled_after: float | None = None
         self.num_rows = rows_kept(max(drawn, len(sent)))
         if model is not None and rows is not None:
@@ -143,8 +144,8 @@ class Round:
         There is an aggregate without them, or they were of no use lately: a node that
         is needed would hold up every round, by silence or by coming late.
         """
-        out = self._doubtful.issuperset(self._missing)
-        return self.has_enough or (out and len(self._doubtful) < len(self.asked))
+        out = self.doubtful.issuperset(self._missing)
+        return self.has_enough or (out and len(self.doubtful) < len(self.asked))
 
     @property
     def is_lost(self) -> bool:

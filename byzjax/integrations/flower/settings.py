@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flwr.app import MessageType
+from flwr.app import ArrayRecord, MessageType
 
 from byzjax import checks, written
 from byzjax.aggregators import bearing
@@ -188,6 +188,19 @@ def check_parts(
             f"{NAME} needs reference to be a function from the model's ArrayRecord to "
             f"a trusted client's reply, or None, got {reference!r}"
         )
+
+
+def check_start(arrays: object, num_rounds: int, timeout: float) -> float:
+    """Returns the seconds of a round; raises of what a run cannot be of."""
+    if not isinstance(arrays, ArrayRecord):
+        raise TypeError(
+            f"{NAME}.start needs initial_arrays to be a flwr.app.ArrayRecord, got "
+            f"{type(arrays).__name__}: ArrayRecord(arrays) makes one of a list of "
+            "NumPy arrays, or of a state_dict of PyTorch's"
+        )
+    checks.count(f"{NAME}.start", num_rounds=num_rounds)
+    checks.number(f"{NAME}.start", timeout=timeout, open_interval=True)
+    return float(timeout)
 
 
 def _check_rule(aggregator: object, num_byzantine: int | float) -> None:

@@ -24,6 +24,7 @@ from byzjax.integrations.flower.settings import (
     NAME,
     Settings,
     check_parts,
+    check_start,
     checkpoint_path,
     outvoted,
 )
@@ -88,8 +89,7 @@ class RobustStrategy(Strategy):
         least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds; where it
         is needed all the same, the wait for it is a grace, too.
       checkpoint: file for the state after each round, from which `start` goes on.
-      key: a `jax.random.key` for rules that draw; None is one of the system's. Not
-        read where a checkpoint goes on.
+      key: a `jax.random.key` for rules that draw; where a checkpoint goes on, its own.
       reference: for rules that need one, as `byzjax.fltrust()`: from the record that
         is sent to the reply of a client that the server trusts, its own.
 
@@ -280,8 +280,7 @@ class RobustStrategy(Strategy):
     ) -> Result:
         """Runs the rounds, or with a checkpoint those that are left of them.
 
-        As Flower's, except that replies are pulled one by one, screened when they come,
-        and waited for no longer than needed.
+        As Flower's, but replies are pulled one by one, and waited for briefly.
 
         Args:
           grid: Flower's, as a ServerApp is given it.
@@ -299,7 +298,7 @@ class RobustStrategy(Strategy):
         Raises:
           ValueError: a model or a checkpoint that cannot be used.
         """
-        self._talk.timeout = float(timeout)
+        self._talk.timeout = check_start(initial_arrays, num_rounds, timeout)
         self.summary()
         arrays, last = self._resumed(initial_arrays)
         result = Result(arrays=arrays)
@@ -342,6 +341,7 @@ class RobustStrategy(Strategy):
         """The model to go on with, and the last round that is done."""
         path = self._settings.checkpoint
         if path is None or not path.exists():
+            self._nodes.wake()
             return arrays, 0
         arrays, facts = self._learner.restore(path, arrays)
         self._nodes.restore(facts["nodes"])

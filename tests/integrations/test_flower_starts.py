@@ -1,0 +1,45 @@
+"""What a run begins with: the model, the rounds, a strategy that ran before."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import Array, ArrayRecord
+
+from tests.integrations.fake_grid import FakeGrid, honest, model
+from tests.integrations.test_flower_rounds import strategy
+
+
+def test_a_second_start_asks_all_again_and_knows_its_model():
+    robust = strategy()
+    silent = FakeGrid(
+        {1: lambda message, grid: None} | dict.fromkeys([2, 3, 4, 5], honest)
+    )
+    robust.start(silent, model(), 6, timeout=60)
+    result = robust.start(FakeGrid(dict.fromkeys(range(1, 6), honest)), model(), 1)
+    assert result.train_metrics_clientapp[1]["accepted"] == 5
+    other = ArrayRecord([np.zeros(4, np.float32)])
+    with pytest.raises(ValueError, match="another model is for another strategy"):
+        robust.start(FakeGrid({1: honest}), other, 1)
+
+
+@pytest.mark.parametrize(
+    "arrays, options, match",
+    [
+        ([np.zeros(3)], {}, "initial_arrays to be a flwr.app.ArrayRecord, got list"),
+        (None, {"num_rounds": "3"}, "num_rounds"),
+        (None, {"timeout": float("nan")}, "timeout"),
+        (
+            ArrayRecord({"w": Array("nosuch", (1,), "numpy.ndarray", b"")}),
+            {},
+            "'w': has the dtype 'nosuch', which is unknown",
+        ),
+    ],
+    ids=["arrays", "rounds", "timeout", "dtype"],
+)
+def test_what_a_run_cannot_be_of(arrays, options, match):
+    grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
+    arrays = model() if arrays is None else arrays
+    with pytest.raises((TypeError, ValueError), match=match):
+        strategy().start(grid, arrays, **({"num_rounds": 1} | options))
