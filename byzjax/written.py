@@ -104,6 +104,9 @@ def _remembering(make: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     @functools.wraps(make)
     def factory(*args, **kwargs):
+        # What a caller writes into an array later is no argument of this call.
+        args = [_own(value) for value in args]
+        kwargs = {name: _own(value) for name, value in kwargs.items()}
         made = make(*args, **kwargs)
         if type(made) is optax.GradientTransformationExtraArgs:
             made = Link(*made)
@@ -112,6 +115,10 @@ def _remembering(make: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     vars(factory)["written"] = name
     return factory
+
+
+def _own(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -248,3 +248,16 @@ def test_an_attack_made_by_a_factory_is_compiled_once(caplog):
             out = other.apply(jnp.asarray(ROWS), num_byzantine=2)
             np.testing.assert_array_equal(out, first)
     assert not compiled
+
+
+def test_what_is_written_into_an_argument_later_changes_no_rule():
+    rows = 10 * jax.random.normal(jax.random.key(0), (10, 7))
+    radius = np.array(2.0)
+    first = byzjax.clipping(byzjax.mean(), radius)
+    radius[...] = 1.0
+    assert repr(first) == "clipping(mean(), 2.0)"
+    second = byzjax.clipping(byzjax.mean(), np.array(1.0))
+    for rule in (first, second):
+        np.testing.assert_array_equal(
+            rule.aggregate(rows), jax.jit(rule.aggregate)(rows)
+        )

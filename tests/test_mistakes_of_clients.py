@@ -83,3 +83,18 @@ def test_a_rule_that_cannot_be_traced_fails_by_a_property():
     own = rules.coordinatewise("own", lambda r: np.median(r, axis=0))
     with pytest.raises(AssertionError, match="jit is eager: it cannot be traced"):
         check_rule(own, num_workers=5, num_byzantine=2)
+
+
+def test_two_numbers_of_attackers():
+    inner, rule = byzjax.attacks.ipm(num_byzantine=2), byzjax.median()
+
+    def around(f):
+        yield lambda: byzjax.attacks.intermittent(inner, 0.5, num_byzantine=f)
+        yield lambda: byzjax.attacks.adaptive(rule, start=inner, num_byzantine=f)
+        yield lambda: byzjax.attacks.optimized(lambda z: inner, rule, num_byzantine=f)
+
+    for make in around(3):
+        with pytest.raises(ValueError, match="one num_byzantine, got num_byzantine=3"):
+            make()
+    for make in (*around(2), *around(None)):
+        assert make().num_byzantine == 2

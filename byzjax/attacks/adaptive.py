@@ -103,4 +103,5 @@ def adaptive(
         sent = jax.tree.map(lambda b, x: b.astype(x.dtype), best, honest)
         return sent, SearchState(after, aggregated(sent)[1])
 
-    return search.over(begin, aggregator, worst, num_byzantine=num_byzantine)
+    f = search.one_number("adaptive", begin, num_byzantine)
+    return search.over(begin, aggregator, worst, num_byzantine=f)

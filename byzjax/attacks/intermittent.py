@@ -83,6 +83,6 @@ def intermittent(
         forge,
         init=attack.init,
         needs_own=True,
-        num_byzantine=attack.num_byzantine if num_byzantine is None else num_byzantine,
+        num_byzantine=search.one_number(name, attack, num_byzantine),
         takes=attack.takes,
     )

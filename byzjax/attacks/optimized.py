@@ -121,4 +121,5 @@ def optimized(
         _, sent, state = try_out(best)
         return sent, state
 
-    return search.over(probe, aggregator, worst, num_byzantine=num_byzantine)
+    f = search.one_number("optimized", probe, num_byzantine)
+    return search.over(probe, aggregator, worst, num_byzantine=f)

@@ -62,8 +62,6 @@ def over(
 
         return worst(honest, forged, aggregated)
 
-    if num_byzantine is None:
-        num_byzantine = first.num_byzantine
     return Attack(
         forge,
         init=init,
@@ -94,3 +92,14 @@ def check_attack(name: str, attack: object, what: str) -> None:
     """Says so when an attack is none."""
     if not isinstance(attack, Attack):
         raise TypeError(f"{name} needs a byzjax.Attack as its {what}, got {attack!r}")
+
+
+def one_number(name: str, attack: Attack, num_byzantine: int | None) -> int | None:
+    """f of an attack around another, which may have been told as well."""
+    own = attack.num_byzantine
+    if None not in (own, num_byzantine) and own != num_byzantine:
+        raise ValueError(
+            f"{name} needs one num_byzantine, got num_byzantine={num_byzantine} and "
+            f"that of {attack!r}"
+        )
+    return own if num_byzantine is None else num_byzantine
