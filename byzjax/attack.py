@@ -155,17 +155,22 @@ class Attack(Written, optax.GradientTransformationExtraArgs):
 
 def _one_of(given: int | None, passed: int | None) -> int:
     """The number of Byzantine workers, from the factory or from the caller."""
-    if given is None and passed is None:
+    f = one_number("an attack", given, passed, "passed")
+    if f is None:
         raise ValueError(
             "an attack needs num_byzantine: give it to the attack's factory, or pass "
             "num_byzantine=... to update or apply"
         )
-    if given is not None and passed is not None and given != passed:
+    return checks.count("attack", num_byzantine=f)
+
+
+def one_number(
+    owner: str, given: int | None, other: int | None, whence: str
+) -> int | None:
+    """The f of a factory and of what is around it or inside, if either knows it."""
+    if None not in (given, other) and given != other:
         raise ValueError(
-            "an attack needs one num_byzantine, got "
-            f"num_byzantine={given} in its factory and num_byzantine={passed} passed"
+            f"{owner} needs one num_byzantine, got num_byzantine={given} in its "
+            f"factory and num_byzantine={other} {whence}"
         )
-    if given is not None:
-        return given
-    assert passed is not None
-    return checks.count("attack", num_byzantine=passed)
+    return other if given is None else given

@@ -106,7 +106,7 @@ def _remembering(make: Callable[..., Any], name: str) -> Callable[..., Any]:
     def factory(*args, **kwargs):
         # What a caller writes into an array later is no argument of this call.
         args = [_own(value) for value in args]
-        kwargs = {name: _own(value) for name, value in kwargs.items()}
+        kwargs = {keyword: _own(value) for keyword, value in kwargs.items()}
         made = make(*args, **kwargs)
         if type(made) is optax.GradientTransformationExtraArgs:
             made = Link(*made)

@@ -103,5 +103,6 @@ def adaptive(
         sent = jax.tree.map(lambda b, x: b.astype(x.dtype), best, honest)
         return sent, SearchState(after, aggregated(sent)[1])
 
-    f = search.one_number("adaptive", begin, num_byzantine)
-    return search.over(begin, aggregator, worst, num_byzantine=f)
+    return search.over(
+        "adaptive", begin, aggregator, worst, num_byzantine=num_byzantine
+    )

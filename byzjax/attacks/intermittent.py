@@ -83,6 +83,6 @@ def intermittent(
         forge,
         init=attack.init,
         needs_own=True,
-        num_byzantine=search.one_number(name, attack, num_byzantine),
+        num_byzantine=search.one_number(name, num_byzantine, attack),
         takes=attack.takes,
     )

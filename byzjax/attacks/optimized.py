@@ -121,5 +121,6 @@ def optimized(
         _, sent, state = try_out(best)
         return sent, state
 
-    f = search.one_number("optimized", probe, num_byzantine)
-    return search.over(probe, aggregator, worst, num_byzantine=f)
+    return search.over(
+        "optimized", probe, aggregator, worst, num_byzantine=num_byzantine
+    )

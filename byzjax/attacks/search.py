@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from byzjax import attack as protocol
 from byzjax import trees
 from byzjax.attack import Attack
 from byzjax.attacks import lift
@@ -20,6 +21,7 @@ class SearchState(NamedTuple):
 
 
 def over(
+    name: str,
     first: Attack,
     aggregator: Aggregator,
     worst: Callable[..., tuple[Tree, SearchState]],
@@ -29,6 +31,7 @@ def over(
     """An attack that looks for the worst messages in every step.
 
     Args:
+      name: the factory's.
       first: the attack whose state is carried, of those that are tried.
       aggregator: the rule that they are tried on.
       worst: `worst(honest, forged, aggregated)` → messages `[f, ...]` and the state
@@ -66,7 +69,7 @@ def over(
         forge,
         init=init,
         needs_own=first.needs_own,
-        num_byzantine=num_byzantine,
+        num_byzantine=one_number(name, num_byzantine, first),
         takes=first.takes,
     )
 
@@ -94,12 +97,7 @@ def check_attack(name: str, attack: object, what: str) -> None:
         raise TypeError(f"{name} needs a byzjax.Attack as its {what}, got {attack!r}")
 
 
-def one_number(name: str, attack: Attack, num_byzantine: int | None) -> int | None:
+def one_number(name: str, num_byzantine: int | None, inner: Attack) -> int | None:
     """f of an attack around another, which may have been told as well."""
-    own = attack.num_byzantine
-    if None not in (own, num_byzantine) and own != num_byzantine:
-        raise ValueError(
-            f"{name} needs one num_byzantine, got num_byzantine={num_byzantine} and "
-            f"that of {attack!r}"
-        )
-    return own if num_byzantine is None else num_byzantine
+    whence = f"in {inner!r}"
+    return protocol.one_number(name, num_byzantine, inner.num_byzantine, whence)

@@ -68,7 +68,7 @@ def per_worker(
         )
     if written.made_by(transform, "per_worker"):
         raise TypeError(
-            f"per_worker needs transform to be of one worker's updates, got "
+            "per_worker needs transform to be of one worker's updates, got "
             f"{transform!r}, which is of each worker's already: once is enough"
         )
     if isinstance(transform, optax.MultiSteps):

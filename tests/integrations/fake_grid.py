@@ -14,6 +14,9 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+import byzjax
+from byzjax.integrations.flower import RobustStrategy
+
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 SHAPES = {"w": (3, 4), "b": (), "big": (50,)}
@@ -68,6 +71,12 @@ def honest(message, grid):
 
 def silent(message, grid):
     return None
+
+
+def strategy(**options):
+    """A median that bears one, and trains only."""
+    options = {"num_byzantine": 1, "fraction_evaluate": 0.0, **options}
+    return RobustStrategy(byzjax.median(), **options)
 
 
 class FakeGrid(Grid):

@@ -1,4 +1,4 @@
-"""Who is asked, how long is waited, and for whom: silence, slowness, lost nodes."""
+"""Who is asked, and who is not waited for: silence, rests, lost nodes."""
 
 import threading
 import time
@@ -8,24 +8,19 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 
 import byzjax
 from byzjax.integrations.flower import RobustStrategy, conversation, exchange
 from byzjax.integrations.flower.nodes import Nodes
-from byzjax.integrations.flower.rounds import Budget, Round
 from tests.integrations.fake_grid import (
     FakeGrid,
     arrays,
     honest,
     model,
     silent,
+    strategy,
 )
-
-
-def strategy(**options):
-    options = {"num_byzantine": 1, "fraction_evaluate": 0.0, **options}
-    return RobustStrategy(byzjax.median(), **options)
 
 
 def test_a_silent_node_costs_a_grace_and_then_rests():
@@ -167,17 +162,6 @@ def test_resting_nodes_are_asked_where_f_of_the_others_may_be_silent():
     assert result.train_metrics_clientapp[1]["accepted"] == 4
 
 
-@pytest.mark.parametrize("grace", [0.0, 0.1, 0.25, 0.35])
-def test_what_is_left_of_a_grace_is_enough_to_pull_a_reply(grace):
-    def tiring(message, grid):
-        time.sleep(0.2)
-        return honest(message, grid)
-
-    grid = FakeGrid(dict.fromkeys(range(1, 6), tiring))
-    result = strategy(grace_seconds=grace).start(grid, model(), 1)
-    assert result.train_metrics_clientapp[1]["accepted"] == 5
-
-
 def lost(message, grid):
     return Message(Error(2, "lost"), reply_to=message)
 
@@ -278,106 +262,6 @@ def test_a_node_that_left_holds_up_rounds_for_seconds(monkeypatch):
     grid.nodes[3] = honest
     result = robust.start(grid, model(), 1, timeout=600)
     assert result.train_metrics_clientapp[1]["accepted"] == 3
-
-
-def test_a_pull_that_hangs_holds_up_nobody():
-    hanging = threading.Event()
-
-    def hang(message, grid):
-        hanging.wait(60)
-        return honest(message, grid)
-
-    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: honest, 5: hang})
-    start = time.monotonic()
-    result = strategy(grace_seconds=0.2).start(grid, model(), 1, timeout=50)
-    hanging.set()
-    assert time.monotonic() - start < 10
-    metrics = result.train_metrics_clientapp[1]
-    assert metrics["accepted"] == 4 and metrics["silent.5"] == 1
-
-
-def test_many_pulls_that_hang_have_one_patience_together():
-    """Each its own two seconds made a round as long as there are attackers."""
-    hanging = threading.Event()
-
-    def hang(message, grid):
-        hanging.wait(200)
-        return honest(message, grid)
-
-    grid = FakeGrid({i: honest if i > 8 else hang for i in range(1, 26)})
-    robust = RobustStrategy(byzjax.median(), num_byzantine=8, grace_seconds=0.2)
-    start = time.monotonic()
-    result = robust.start(grid, model(), 5, timeout=100)
-    hanging.set()
-    assert time.monotonic() - start < 15
-    found = result.train_metrics_clientapp.values()
-    assert [metrics["accepted"] for metrics in found] == [17] * 5
-
-
-def test_a_pull_that_would_end_the_server_is_one_reply_lost():
-    def leaves(message, grid):
-        raise SystemExit(1)
-
-    grid = FakeGrid({1: leaves, 2: honest, 3: honest, 4: honest, 5: honest})
-    result = strategy().start(grid, model(), 1)
-    assert result.train_metrics_clientapp[1]["rejected.1"] == 1
-
-
-@pytest.mark.parametrize("first", [1, 5])
-def test_a_server_that_is_busy_takes_nobody_for_silent(first):
-    """Its time with the others' replies, longer than the grace, is not theirs."""
-
-    def tiring(message, grid):
-        answer = honest(message, grid)
-        time.sleep(0.2)
-        return answer
-
-    looks = []
-
-    def once_others_are_there(message, grid):
-        looks.append(message)
-        return honest(message, grid) if first == 5 or len(looks) > 1 else None
-
-    nodes = dict.fromkeys([1, 2, 3, 4, 5], tiring) | {first: once_others_are_there}
-    result = strategy(grace_seconds=0.0).start(FakeGrid(nodes), model(), 1)
-    assert result.train_metrics_clientapp[1]["accepted"] == 5
-
-
-def test_slow_nodes_are_waited_for_as_long_as_the_others_took():
-    began = time.monotonic()
-
-    def after(seconds):
-        def answer(message, grid):
-            late = time.monotonic() - began > seconds
-            return honest(message, grid) if late else None
-
-        return answer
-
-    grid = FakeGrid({i: after(0.5 * i) for i in range(1, 6)})
-    result = strategy().start(grid, model(), 1, timeout=60)
-    assert result.train_metrics_clientapp[1]["accepted"] == 5
-
-
-def test_a_round_knows_how_long_to_wait(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
-    robust = strategy()
-    sent = robust.configure_train(1, model(), ConfigRecord(), grid)
-    replies = grid.send_and_receive(sent)
-    waiting = Round(sent, 1, 3, Budget(1000.0, None))
-    assert waiting.seconds_left() == 1000
-    now[0] += 10
-    for one in replies[:3]:
-        waiting.take(one)
-    # Two are missing, one more than f: four times half of ten seconds.
-    assert waiting.seconds_left() == 20
-    waiting.take(replies[3])
-    assert waiting.seconds_left() == 5
-    now[0] += 4
-    assert waiting.seconds_left() == 1
-    waiting.take(replies[4])
-    assert waiting.seconds_left() == 0
 
 
 def test_nodes_that_are_missing_are_waited_for_but_not_for_ever():

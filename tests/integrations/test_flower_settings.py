@@ -21,8 +21,8 @@ from tests.integrations.fake_grid import (
     reply,
     sent_model,
     silent,
+    strategy,
 )
-from tests.integrations.test_flower_rounds import strategy
 
 
 def test_shares_of_the_nodes_are_asked_and_f_is_a_share_of_these():

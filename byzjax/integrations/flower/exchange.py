@@ -59,7 +59,6 @@ def replies(
     # Not looked for, or not for long, since those waited for were there.
     unseen = set(sent)
     held = 0.0  # Seconds that pulls have taken that came to nothing.
-    began = dict.fromkeys(sent, 0.0)
     pause = _FIRST_PAUSE
     membership = _Membership(grid, sent, of)
     membership.look()
@@ -78,13 +77,10 @@ def replies(
             pull, waited = waiting[message_id], 0.0
             if pull is None:
                 pull = waiting[message_id] = Pull(grid, message_id, limits)
-                began[message_id] = time.monotonic()
-                pull.start()
-                pull.join(min(left, max(_GLANCE, min(patience, _PATIENCE - held))))
-                waited = time.monotonic() - began[message_id]
+                most = max(_GLANCE, min(patience, _PATIENCE - held))
+                waited = pull.wait(min(left, most))
                 held += waited
-            late = time.monotonic() - began[message_id] >= patience
-            if of.is_settled and (late or not pull.is_alive()):
+            if of.is_settled and (pull.age >= patience or not pull.is_alive()):
                 unseen.discard(message_id)
             if pull.is_alive():
                 continue

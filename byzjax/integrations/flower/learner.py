@@ -60,7 +60,7 @@ class Learner:
         self._model: Model | None = None
         self._rule_state: Any = None
         self._server_state: Any = None
-        self._form: dict[str, Any] | None = None  # Of the arrays that states are of.
+        self._form: list[tuple] | None = None  # Of the arrays that states are of.
         self._memories: dict[int, list[np.ndarray]] = {}
 
     def programs(self, f: int) -> Programs:
@@ -129,16 +129,15 @@ class Learner:
     def opened(self, arrays: ArrayRecord) -> Model:
         """The model of these arrays; the first makes the first states."""
         if self._model is None or self._model.record is not arrays:
-            self._model = Model(arrays)
-        form = {
-            k: (x.value.shape, x.value.dtype) for k, x in self._model.leaves.items()
-        }
-        if self._form not in (None, form):
-            raise ValueError(
-                f"{NAME} needs the model that its states are of, {self._form}, got one "
-                f"of {form}: another model is for another strategy"
-            )
-        self._form = form
+            model = Model(arrays)
+            leaves = model.leaves.items()
+            form = [(name, x.value.shape, str(x.value.dtype)) for name, x in leaves]
+            if self._form not in (None, form):
+                raise ValueError(
+                    f"{NAME} needs the model that its states are of, {self._form}, got "
+                    f"one of {form}: another model is for another strategy"
+                )
+            self._model, self._form = model, form
         if self._server_state is None:
             self._server_state = self._server.start(self._model.tree())
         return self._model

@@ -7,6 +7,7 @@ parts of a reply are pulled here one by one, weighed, and only then put together
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 
 from flwr.app import ArrayRecord, Message
@@ -71,6 +72,19 @@ class Pull(threading.Thread):
         self._stopped = threading.Event()
         self._messages: list[Message] = []
         self._error: Exception | None = None
+        self._began = 0.0
+
+    def wait(self, seconds: float) -> float:
+        """Begins, and waits for the end so long; the seconds that it took."""
+        self._began = time.monotonic()
+        self.start()
+        self.join(seconds)
+        return self.age
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
 
     def run(self) -> None:
         """Pulls; called by `start`."""

@@ -89,7 +89,7 @@ class RobustStrategy(Strategy):
         least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds; where it
         is needed all the same, the wait for it is a grace, too.
       checkpoint: file for the state after each round, from which `start` goes on.
-      key: a `jax.random.key` for rules that draw; where a checkpoint goes on, its own.
+      key: a `jax.random.key` for rules that draw; None for any. A checkpoint keeps one.
       reference: for rules that need one, as `byzjax.fltrust()`: from the record that
         is sent to the reply of a client that the server trusts, its own.
 
@@ -280,7 +280,7 @@ class RobustStrategy(Strategy):
     ) -> Result:
         """Runs the rounds, or with a checkpoint those that are left of them.
 
-        As Flower's, but replies are pulled one by one, and waited for briefly.
+        As Flower's, but replies are screened one by one and waited for while needed.
 
         Args:
           grid: Flower's, as a ServerApp is given it.
@@ -296,7 +296,7 @@ class RobustStrategy(Strategy):
           Flower's result; its arrays are the last model.
 
         Raises:
-          ValueError: a model or a checkpoint that cannot be used.
+          TypeError, ValueError: a model, number or checkpoint that cannot be used.
         """
         self._talk.timeout = check_start(initial_arrays, num_rounds, timeout)
         self.summary()
