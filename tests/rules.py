@@ -177,7 +177,8 @@ RULES: list[Rule] = [
     ),
     Rule(
         "krum(num_neighbors=m-f-1)",
-        lambda m, f: byzjax.krum(f, num_neighbors=m - f - 1),
+        # No fewer than f, which are refused before m is known.
+        lambda m, f: byzjax.krum(f, num_neighbors=max(m - f - 1, f)),
         ref.krum(lambda m, f: m - f - 1),
         lambda m: half(m) if m > 1 else -1,
         variant=True,
