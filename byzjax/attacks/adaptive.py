@@ -35,7 +35,8 @@ def adaptive(
     whose output does not depend on b where the ascent stands gives no gradient; begin
     nearer then, by `start`.
 
-    **Guarantee.** At least as harmful, by H, as `start`. Costs `num_steps` runs of the
+    **Guarantee.** At least as harmful, by H, as `start`; finite where `start` is, as
+    the ascent stops at the ends of the dtype's range. Costs `num_steps` runs of the
     rule forwards and backwards.
 
     Args:
@@ -85,8 +86,12 @@ def adaptive(
             )
             length = stacked.norm(gradient)
             pace = radius / jnp.where(length > 0, length, 1).astype(radius.dtype)
-            sent = jax.tree.map(
+            # What a step would carry out of the range of its dtype stays.
+            further = jax.tree.map(
                 lambda b, g: b + lift.number(pace, g) * g, sent, gradient
+            )
+            sent = jax.tree.map(
+                lambda b, to: jnp.where(jnp.isfinite(to), to, b), sent, further
             )
             return sent, best, jnp.where(better, value, most)
 

@@ -9,8 +9,9 @@ Claim: where workers' data differ every rule fails under some attack, and averag
 random pairs of messages first brings most of the accuracy back; momentum as well.
 
 Their code sets the radius of centered clipping to 10 / (1 − β). Its bit flip is the
-negative gradient, its Krum sums fourth powers of distances, and its epochs draw without
-replacement, which is the one thing that is not so here.
+negative gradient, its Krum sums fourth powers of distances. Its simulator puts the
+random state back after each worker, so that all drop the same units in all steps. Its
+epochs draw without replacement, which is the one thing that is not so here.
 """
 
 import re
@@ -20,7 +21,7 @@ from experiments.config import Config, grid
 
 CLAIM = "with sorted data bucketing brings back what attacks take from every rule"
 START = Config(
-    model="dropout_net",
+    model="dropout_net(same_masks=True)",
     num_workers=25,
     num_byzantine=5,
     batch_size=32,

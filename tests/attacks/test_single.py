@@ -343,3 +343,11 @@ def test_rows_whose_sum_is_no_float_have_a_mean(make):
     sent = jax.jit(lambda x: make().apply(x, num_byzantine=2))
     scale = np.float32(2.0**126)
     np.testing.assert_allclose(sent(rows * scale) / scale, sent(rows), rtol=1e-5)
+
+
+def test_an_ascent_ends_among_the_floats():
+    rows = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    rows *= np.float32(2.0**127) / np.abs(rows).max()
+    attack = attacks.adaptive(byzjax.trimmed_mean(2), num_steps=3)
+    sent = jax.jit(lambda x: attack.apply(x, num_byzantine=2))(jnp.asarray(rows))
+    assert jnp.isfinite(sent).all()

@@ -180,15 +180,17 @@ class PlainLeNet(nn.Module):
     features: tuple[int, int]
     size: int
     pools: tuple[bool, bool]
+    bends: tuple[bool, bool]  # Where a ReLU follows.
     hidden: int
 
     @nn.compact
     def __call__(self, images, train):
-        for features, pool in zip(self.features, self.pools, strict=True):
+        for features, pool, bend in zip(
+            self.features, self.pools, self.bends, strict=True
+        ):
             images = nn.Conv(features, (self.size, self.size), padding="VALID")(images)
-            images = nn.relu(images)
-            if pool:
-                images = nn.max_pool(images, (2, 2), (2, 2))
+            images = nn.relu(images) if bend else images
+            images = nn.max_pool(images, (2, 2), (2, 2)) if pool else images
         hidden = nn.Dense(self.hidden)(images.reshape(images.shape[0], -1))
         return nn.Dense(10)(nn.relu(hidden))
 
@@ -197,8 +199,16 @@ class PlainLeNet(nn.Module):
     ("network", "layers", "size"),
     [
         # 320 + 18 496 + 1 179 776 + 1 290; 520 + 25 050 + 400 500 + 5 010
-        (models.DropoutNet(10), ((32, 64), 3, (False, True), 128), 1_199_882),
-        (models.LeNet(10, 500, False), ((20, 50), 5, (True, True), 500), 431_080),
+        (
+            models.DropoutNet(10),
+            ((32, 64), 3, (False, True), (True, False), 128),
+            1_199_882,
+        ),
+        (
+            models.LeNet(10, 500, False),
+            ((20, 50), 5, (True, True), (True, True), 500),
+            431_080,
+        ),
     ],
 )
 def test_networks_of_other_papers_are_what_flax_computes(network, layers, size):
@@ -252,3 +262,21 @@ def test_dropout_is_drawn_from_the_key_of_the_batch():
     # log Σ exp over 3 000 entries of 4/3 and 1 000 zeros, minus one of the two.
     whole = math.log(3000 * math.exp(4 / 3) + 1000)
     assert min(abs(loss(1) - whole), abs(loss(1) - whole + 4 / 3)) < 0.05
+
+
+def test_same_masks_are_those_of_every_worker_and_step():
+    model = models.functions(models.DropoutNet(10, same_masks=True), (28, 28, 1))
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    batch = {"image": jnp.ones((2, 28, 28, 1)), "label": jnp.zeros(2, jnp.int32)}
+
+    def loss(seed):
+        key = jax.random.key_data(jax.random.key(seed))
+        return model.loss(params, state, batch | {"key": key})[0]
+
+    losses = jax.jit(jax.vmap(loss))(jnp.arange(3))
+    assert losses[0] == losses[1] == losses[2]
+    # A mask a place: equal images have equal logits without it only.
+    logits, _ = models.DropoutNet(10, same_masks=True).apply(
+        {"params": params}, batch["image"], train=True, mutable=[]
+    )
+    assert np.any(logits[0] != logits[1])

@@ -2,6 +2,7 @@
 
 import time
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -63,6 +64,13 @@ def test_the_number_of_histories_is_bounded():
     assert history.rejected == 100 and len(history.reasons) == 16
 
 
+KEYED = optax.GradientTransformation(
+    lambda params: jax.random.key(0),
+    lambda updates, state, params=None: (updates, state),
+)
+SUMMED = optax.stateless(lambda updates, params: updates.sum())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -87,6 +95,14 @@ def test_the_number_of_histories_is_bounded():
         (dict(checkpoint=""), "checkpoint to be a file's path, got that of the folder"),
         (dict(arrayrecord_key="config"), "an arrayrecord_key other than its configre"),
         (dict(worker=optax.add_decayed_weights(0.1)), "reads no params, such as byz"),
+        (dict(worker=KEYED), "noise belongs into server="),
+        (dict(worker=byzjax.median()), "a rule is the first argument, aggregator"),
+        (dict(server=byzjax.median()), "a rule is the first argument, aggregator"),
+        (dict(worker=SUMMED), "one vector of updates and reads no params"),
+        (dict(reference=lambda record: record), "reference=None with a rule that re"),
+        (dict(fraction_train=lambda n: 0.5), "fraction_train to be a number, got"),
+        (dict(fraction_evaluate=int), "fraction_evaluate to be a number, got"),
+        (dict(max_share=lambda n: 0.5), "max_share to be a number, got"),
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(x)),
 )

@@ -58,6 +58,27 @@ def test_many_pulls_that_hang_have_one_patience_together():
     assert [metrics["accepted"] for metrics in found] == [17] * 5
 
 
+def test_a_node_whose_pull_hangs_has_one_thread():
+    """It is asked in every round, as there are no others to spare."""
+    hanging = threading.Event()
+
+    def hang(message, grid):
+        hanging.wait(60)
+        return honest(message, grid)
+
+    def pulls():
+        return sum(x.name == "pull of a reply" for x in threading.enumerate())
+
+    grid = FakeGrid({1: honest, 2: honest, 3: honest, 4: hang})
+    before = pulls()
+    robust = strategy(grace_seconds=0.05)
+    result = robust.start(grid, model(), 6, timeout=20)
+    assert pulls() - before == 1
+    hanging.set()
+    found = result.train_metrics_clientapp.values()
+    assert [metrics["accepted"] for metrics in found] == [3] * 6
+
+
 def test_a_pull_that_would_end_the_server_is_one_reply_lost():
     def leaves(message, grid):
         raise SystemExit(1)

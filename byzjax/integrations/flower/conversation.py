@@ -10,7 +10,7 @@ from flwr.supercore import log
 
 from byzjax.integrations.flower import exchange, verdicts
 from byzjax.integrations.flower.nodes import Nodes
-from byzjax.integrations.flower.pulling import Limits
+from byzjax.integrations.flower.pulling import Limits, Pull
 from byzjax.integrations.flower.rounds import Round
 from byzjax.integrations.flower.settings import NAME, Quorum, Settings
 
@@ -29,6 +29,7 @@ class Conversation:
         self._met = False
         self._expected: int | None = None
         self._held_up: int | None = None
+        self._hanging: dict[int, Pull] = {}
 
     def messages(
         self,
@@ -89,7 +90,9 @@ class Conversation:
     ) -> Iterator[Message]:
         """Sends the messages; the replies, which are to hold no more than `arrays`."""
         sent = exchange.send(grid, messages)
-        return exchange.replies(grid, sent, self._rounds[kind], Limits(arrays))
+        return exchange.replies(
+            grid, sent, self._rounds[kind], Limits(arrays), self._hanging
+        )
 
     def collected(
         self, kind: str, server_round: int, replies: Iterable[Message]

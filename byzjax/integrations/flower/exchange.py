@@ -31,7 +31,11 @@ def send(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
 
 
 def replies(
-    grid: Grid, sent: dict[str, Message], of: Round, limits: Limits
+    grid: Grid,
+    sent: dict[str, Message],
+    of: Round,
+    limits: Limits,
+    hanging: dict[int, Pull],
 ) -> Iterator[Message]:
     """Pulls replies until all are there or the round's time is over.
 
@@ -50,11 +54,19 @@ def replies(
       sent: what they answer, by message id.
       of: the round that takes them, which knows how long to wait.
       limits: how large one may be.
+      hanging: pulls of earlier rounds that may not have ended, by node; kept here. A
+        node with one is not asked for another, so that there is one thread a node.
 
     Yields:
       Messages, with an error for those that could not be pulled.
     """
-    waiting: dict[str, Pull | None] = dict.fromkeys(sent)
+    for node in [node for node, pull in hanging.items() if not pull.is_alive()]:
+        del hanging[node]
+    waiting: dict[str, Pull | None] = {
+        message_id: None
+        for message_id, message in sent.items()
+        if message.metadata.dst_node_id not in hanging
+    }
     failures = dict.fromkeys(sent, 0)
     # Not looked for, or not for long, since those waited for were there.
     unseen = set(sent)
@@ -116,9 +128,10 @@ def replies(
         time.sleep(min(pause, left))
     if of.is_lost:
         of.give_up()
-    for pull in waiting.values():
+    for message_id, pull in waiting.items():
         if pull is not None:
             pull.stop()
+            hanging[sent[message_id].metadata.dst_node_id] = pull
 
 
 class _Membership:

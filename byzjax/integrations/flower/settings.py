@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -60,12 +61,7 @@ class Settings:
     def __post_init__(self) -> None:
         _check_byzantine(self.num_byzantine)
         for name in ("fraction_train", "fraction_evaluate"):
-            checks.coefficient(
-                NAME,
-                f"0 <= {name} <= 1",
-                lambda v: 0 <= v <= 1,
-                **{name: getattr(self, name)},
-            )
+            _check_share(name, getattr(self, name), "0 <=", lambda v: 0 <= v <= 1)
         for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
             checks.count(NAME, **{name: getattr(self, name)})
         for name in ("weighted_by_key", "arrayrecord_key", "configrecord_key"):
@@ -91,12 +87,7 @@ class Settings:
                 given = {name: getattr(self, name)}
                 checks.number(NAME, static=True, open_interval=some, **given)
         if self.max_share is not None:
-            checks.coefficient(
-                NAME,
-                "0 < max_share <= 1",
-                lambda v: 0 < v <= 1,
-                max_share=self.max_share,
-            )
+            _check_share("max_share", self.max_share, "0 <", lambda v: 0 < v <= 1)
 
     def f(self, drawn: int) -> int:
         """How many of the nodes drawn may be Byzantine."""
@@ -122,6 +113,15 @@ class Settings:
             return 0, 0
         size = max(int(connected * fraction), fewest, 1)
         return size, max(self.min_available_nodes, fewest, 1)
+
+
+def _check_share(
+    name: str, given: Any, least: str, holds: Callable[[float], bool]
+) -> None:
+    """Raises unless it is a number, and not a schedule, of which this holds."""
+    share: dict[str, Any] = {name: given}
+    checks.number(NAME, static=True, minimum=-math.inf, **share)
+    checks.coefficient(NAME, f"{least} {name} <= 1", holds, **share)
 
 
 def _check_byzantine(given: Any) -> None:
@@ -188,6 +188,15 @@ def check_parts(
             f"{NAME} needs reference to be a function from the model's ArrayRecord to "
             f"a trusted client's reply, or None, got {reference!r}"
         )
+    if (
+        reference is not None
+        and isinstance(aggregator, Aggregator)
+        and "reference" not in aggregator.takes
+    ):
+        raise TypeError(
+            f"{NAME} needs reference=None with a rule that reads none, got "
+            f"{aggregator!r}: byzjax.fltrust() reads one"
+        )
 
 
 def check_start(arrays: object, num_rounds: int, timeout: float) -> float:
@@ -217,14 +226,24 @@ def _check_rule(aggregator: object, num_byzantine: int | float) -> None:
 def _check_worker(link: optax.GradientTransformation) -> None:
     """Raises unless it can be run for a node whose parameters nobody knows."""
     row = jnp.zeros(8, jnp.float32)
+    needs = (
+        f"{NAME} needs a worker that transforms one vector of updates and reads no "
+        f"params, such as byzjax.momentum(0.9), got {written.shown(link)}"
+    )
     try:
-        jax.eval_shape(lambda row: link.update(row, link.init(row)), row)
+        state = jax.eval_shape(link.init, row)
+        sent, after = jax.eval_shape(link.update, row, state)
     except Exception as error:
+        raise ValueError(f"{needs}: {error}") from error
+    if (jnp.shape(sent), jnp.result_type(sent)) != (row.shape, row.dtype):
+        raise ValueError(f"{needs}, which makes {sent} of {row.dtype}{[*row.shape]}")
+    leaves = jax.tree.leaves(after)
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves):
         raise ValueError(
-            f"{NAME} needs a worker that transforms one vector of updates and reads "
-            f"no params, such as byzjax.momentum(0.9), got "
-            f"{written.shown(link)}: {error}"
-        ) from error
+            f"{NAME} needs a worker that keeps numbers of a node, got "
+            f"{written.shown(link)}, whose state has a random key: noise belongs into "
+            "server=, for all nodes together"
+        )
 
 
 def _check_optimizer(name: str, link: object) -> optax.GradientTransformation:
@@ -233,5 +252,10 @@ def _check_optimizer(name: str, link: object) -> optax.GradientTransformation:
         raise TypeError(
             f"{NAME} needs {name} to be an optax transformation such as "
             f"optax.sgd(1.0), got {link!r}{written.not_called(link)}"
+        )
+    if isinstance(link, Aggregator):
+        raise TypeError(
+            f"{NAME} needs {name} to be an optax transformation of one update, got the "
+            f"rule {link!r}: a rule is the first argument, aggregator"
         )
     return link

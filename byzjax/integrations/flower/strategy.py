@@ -53,10 +53,10 @@ class RobustStrategy(Strategy):
     can still answer, and asks nobody where the nodes are too few. Who sent a reply is
     decided by the message that it answers, never by what it claims. `start` also bounds
     time and memory: the replies of a round take as much as n copies of the model, in
-    float32, and one reply being read. `start` is needed for that: Flower's own ends
-    with the first reply that cannot be inflated. f counts nodes: where nodes are not
-    authenticated, anybody registers as many as they like. On a CPU a round costs what
-    copying the replies costs, and the rule.
+    float32, and those on their way, one, and one more for each node that stalls. It is
+    needed for that: Flower's own ends with the first reply that cannot be inflated. f
+    counts nodes: where these are not authenticated, anybody registers as many as they
+    like. On a CPU a round costs what copying the replies costs, and the rule.
 
     Args:
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
