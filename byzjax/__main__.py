@@ -31,6 +31,7 @@ from byzjax.catalogue import Entry
 
 COMMANDS = ("info", "rules", "attacks", "demo")
 NARROWEST, WIDEST = 72, 100
+FEWEST, MOST = 8, 10**6  # Steps of the demo; it shows as many rows as the fewest.
 REPOSITORY = (
     "The experiments (figures of the papers, grids, `make demo`), benchmarks and "
     "examples are\nin the repository only: run `python -m experiments list` there."
@@ -47,6 +48,8 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(words)
         if unknown:
             chosen = found.parser or self
+            if hasattr(found, "name") and not unknown[0].startswith("-"):
+                chosen.error(f"one name at a time, got {unknown[0]!r} as well")
             options = [x for a in chosen._actions for x in a.option_strings]
             chosen.error(f"no argument {unknown[0]!r}{_meant(unknown[0], options)}")
         return found
@@ -59,6 +62,19 @@ def _meant(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; there are {', '.join(known)}" if len(known) <= 8 else ""
+
+
+def _count(text: str) -> int:
+    """A number of steps: argparse's own words do not say what is wanted."""
+    try:
+        steps = int(text)
+    except ValueError:
+        steps = -1
+    if not FEWEST <= steps <= MOST:
+        raise argparse.ArgumentTypeError(
+            f"needs a whole number from {FEWEST} to {MOST}, got {text}"
+        )
+    return steps
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -77,7 +93,7 @@ def info(arguments: argparse.Namespace) -> None:
             "byzjax[flower]",
             f"flwr {importlib.metadata.version('flwr')}"
             if flower
-            else "not installed: pip install 'byzjax[flower]'",
+            else "not installed: pip install '.[flower]', from a checkout",
         )
     )
     for name, value in rows:
@@ -152,14 +168,20 @@ def _named(arguments: argparse.Namespace, name: str, entries: Sequence[Entry]) -
             kind = command.removesuffix("s")
             parser.error(f"{short} is one of the {kind}s: byzjax {command} {short}")
     known = [entry.short for entry in entries]
-    parser.error(f"nothing is called {name!r}{_meant(short, known)}")
+    meant = _meant(short, known) or _told_of(short, entries)
+    command = parser.prog.split()[1]
+    all_of = "attacks" if command == "demo" else command
+    parser.error(f"nothing is called {name!r}{meant}; byzjax {all_of} lists all")
+
+
+def _told_of(word: str, entries: Sequence[Entry]) -> str:
+    """The entries whose one line has the word, as of "empire"."""
+    found = [x.short for x in entries if word and word.lower() in x.summary.lower()]
+    return f"; it is said of {', '.join(found)}" if len(found) in (1, 2, 3) else ""
 
 
 def train(arguments: argparse.Namespace) -> None:
     """The demo: accuracy of three rules, step by step."""
-    rows = 8
-    if arguments.steps < rows:
-        arguments.parser.error(f"--steps needs at least {rows}, got {arguments.steps}")
     attack = byzjax.attacks.ipm(1.5)
     if arguments.attack is not None:
         entry = _named(arguments, arguments.attack, catalogue.attacks())
@@ -183,7 +205,7 @@ def train(arguments: argparse.Namespace) -> None:
     )
     names = [repr(rule) for rule in demo.rules()]
     print("  ".join(["step", *(f"{name:>16}" for name in names)]), flush=True)
-    for found in demo.run(attack, arguments.steps, rows):
+    for found in demo.run(attack, arguments.steps, FEWEST):
         cells = [f"{found.step:>4}", *(f"{x:>16.2f}" for x in found.accuracy)]
         print("  ".join(cells), flush=True)
     print("\nTry another: byzjax demo --attack sign_flip, or one of byzjax attacks.")
@@ -213,7 +235,7 @@ def command_line() -> _Parser:
     one = add("attacks", attacks, "all attacks, or one in full")
     one.add_argument("name", nargs="?", help="such as alie")
     one = add("demo", train, "training under attack in about ten seconds")
-    one.add_argument("--steps", type=int, default=240, help="training steps (240)")
+    one.add_argument("--steps", type=_count, default=240, help="training steps (240)")
     one.add_argument(
         "--attack", metavar="NAME", help="one of byzjax attacks (ipm(1.5))"
     )
@@ -226,6 +248,7 @@ class _Failed(Exception):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status, 2 for a mistake on the command line."""
+    sys.stdout = sys.stdout or io.StringIO()  # Closed by a shell's `>&-`.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A terminal without −, σ or ∇.
@@ -239,6 +262,10 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # `byzjax rules | head`: nobody reads any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # A full disk behind a redirection.
+        print(f"byzjax: cannot write: {error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

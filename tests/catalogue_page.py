@@ -11,7 +11,7 @@ import re
 
 import byzjax
 from byzjax import catalogue
-from tests import public_names, rules
+from tests import catalogue_words, public_names, rules
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "catalogue.md"
 PAPERS = PAGE.with_name("papers.md")
@@ -21,19 +21,20 @@ HEAD = """# The catalogue
 
 Generated from the table that drives the tests (`tests/rules.py`) and from the code by
 `python -m tests.catalogue_page`; do not edit it by hand. In a terminal: `byzjax rules`
-and `byzjax attacks`. What is strong against what, as far as it was measured, is on the
-page [how to choose](choosing.md).
+and `byzjax attacks`. *Made against* is what the authors of a rule or attack aim at;
+what was measured is on the page [how to choose](choosing.md).
 
 m workers of which f are Byzantine, d coordinates. *Breakdown* is the largest share of
 Byzantine workers under which the output stays bounded. All rules but the mean are
-*poison-proof*: unharmed by up to f rows of NaN, ±Inf or values near the float limit;
-such rows have weight 0. *Weighted* rules take `weights` `[m]` (sample counts,
-staleness, trust); the others refuse them by name. *Draws* needs a `key`, *remembers*
-carries a state.
+*poison-proof*: unharmed by up to f rows of NaN, ±Inf or values near the float limit.
+*Weighted* rules take `weights` `[m]` (sample counts, staleness, trust); the others
+refuse them by name. All but `mda` and `smea` take `present`, of which `monna` needs
+its pivot. *Draws* needs a `key`, *remembers* carries a state.
 """
 
 COLUMNS = (
     "rule",
+    "made against",
     "arguments",
     "paper",
     "constraint",
@@ -78,6 +79,7 @@ def attack_row(entry):
     return (
         f"`{entry.short}`",
         entry.summary,
+        catalogue_words.ATTACKS[entry.short],
         arguments_of(entry.factory, without={"num_byzantine"}),
         paper_of(entry),
     )
@@ -99,6 +101,7 @@ def rule_row(rule):
     ]
     return (
         f"`{rule.name}`",
+        catalogue_words.RULES[rule.name.partition("(")[0]],
         arguments_of(getattr(byzjax, rule.name.partition("(")[0])),
         paper,
         rule.constraint,
@@ -148,7 +151,7 @@ def page():
             "Each takes `num_byzantine` as well, for use as a link of a chain; a "
             "trainer passes its own.\n",
             table(
-                ("attack", "what it does", "arguments", "paper"),
+                ("attack", "what it does", "made against", "arguments", "paper"),
                 map(attack_row, catalogue.attacks()),
             ),
             "## Data poisoning, in `byzjax.poisoning`\n",

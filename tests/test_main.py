@@ -92,9 +92,16 @@ def test_one_rule_in_full(name, capsys):
         (["x"], "no command 'x'; there are info, rules, attacks, demo"),
         (["rules", "Krun"], "nothing is called 'Krun'; did you mean krum"),
         (["attacks", "allie"], "nothing is called 'allie'; did you mean alie?"),
+        (["demo", "--steps", "1" + "0" * 20], "needs a whole number from 8 to 1000000"),
+        (["rules", "krum", "median"], "one name at a time, got 'median' as well"),
+        (["rules", "zzz"], "nothing is called 'zzz'; byzjax rules lists all"),
+        (["attacks", "empire"], "it is said of ipm; byzjax attacks lists all"),
         (["demo", "--stpes", "9"], "no argument '--stpes'; did you mean --steps?"),
-        (["demo", "--steps", "7"], "--steps needs at least 8, got 7"),
-        (["demo", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["demo", "--steps", "7"], "needs a whole number from 8 to 1000000, got 7"),
+        (
+            ["demo", "--steps", "many"],
+            "argument --steps: needs a whole number from 8 to",
+        ),
         (["demo", "--attack", "ali"], "nothing is called 'ali'; did you mean alie"),
         (["demo", "--attack", "gaussian"], "gaussian asks for std"),
         (["demo", "--attack", "optimized"], "optimized asks for attack, aggregator"),
@@ -169,4 +176,4 @@ def test_a_pipe_that_nobody_reads_is_no_error():
         running.stdout.close()
         err = running.stderr.read()
         running.wait(timeout=120)
-    assert (running.returncode, err) == (1, "")
+    assert (running.returncode, err) == (0, "")

@@ -36,7 +36,7 @@ class Checkpoints:
       keep: how many of the latest stay; None is all.
 
     Raises:
-      ImportError: without orbax, `pip install 'byzjax[checkpoint]'`.
+      ImportError: without orbax, the extra `checkpoint`.
       TypeError, ValueError: `keep` that is no count.
 
     Example:
@@ -201,7 +201,7 @@ def _orbax():
     except ImportError as error:
         raise ImportError(
             "sharding.Checkpoints needs orbax-checkpoint: "
-            "pip install 'byzjax[checkpoint]'"
+            "pip install '.[checkpoint]', from a checkout"
         ) from error
     return orbax.checkpoint
 

@@ -252,6 +252,42 @@ def seeds(writer):
     writer.write("seeds", far=max(float(x) for x in jax.tree.leaves(far)))
 
 
+def survivors(writer):
+    """`sharding.run` on a mesh of two axes, and the same steps without a layout."""
+    m, key, arguments = 12, jax.random.key(7), CASES["storm alie"](12)
+    drawn = jax.tree.map(np.asarray, batches_of(m))
+
+    def make_trainer(layout, f):
+        return byzjax.trainer(loss_fn, layout=layout, **arguments)
+
+    def make_layout(devices):
+        grid = np.array(devices).reshape(4, 2)
+        return sharding.Layout(
+            jax.sharding.Mesh(grid, ("workers", "model")), params=SPECS
+        )
+
+    done = sharding.run(
+        make_trainer,
+        params_of(),
+        lambda step, workers: jax.tree.map(lambda x: x[workers] * (1 + step), drawn),
+        key,
+        num_workers=m,
+        num_byzantine=F,
+        num_steps=2,
+        make_layout=make_layout,
+    )
+    alone = make_trainer(None, F)
+    state, step = alone.init(params_of()), jax.jit(alone.step)
+    for t in range(2):
+        batches = jax.tree.map(lambda x, t=t: x * (1 + t), drawn)
+        state, _ = step(state, batches, jax.random.fold_in(key, t))
+    pairs = zip(
+        jax.tree.leaves(done.state.params), jax.tree.leaves(state.params), strict=True
+    )
+    far = max(float(np.max(gap(x, y))) for x, y in pairs)
+    writer.write("survivors", far=far, steps=int(done.step))
+
+
 def refused(writer):
     eight, four = layout_of("auto"), layout_of("explicit")
     half = jax.make_mesh((4,), ("workers",), devices=jax.devices()[4:])
@@ -281,6 +317,7 @@ def main(path):
     scanned(writer)
     chunked(writer)
     seeds(writer)
+    survivors(writer)
     refused(writer)
 
 

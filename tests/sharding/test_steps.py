@@ -32,6 +32,11 @@ def test_a_run_is_one_program(found):
     assert found["scan"]["far"] <= 1e-5
 
 
+def test_a_run_of_survivors_may_have_two_axes(found):
+    assert found["survivors"]["steps"] == 2
+    assert found["survivors"]["far"] <= 2e-5
+
+
 def test_a_seed_on_each_device_is_a_run_by_itself(found):
     assert found["seeds"]["far"] <= 1e-5
 

@@ -1,7 +1,7 @@
 """Federated training with Flower that no client can break, stall or impersonate.
 
 `RobustStrategy` stands where Flower's `FedAvg`, `FedMedian` or `Krum` stood. It needs
-Flower: `pip install 'byzjax[flower]'`.
+Flower: `pip install '.[flower]'`, from a checkout.
 """
 
 from byzjax.integrations.flower.nodes import NodeHistory
@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         "byzjax.integrations.flower needs Flower, which is not installed: "
-        "pip install 'byzjax[flower]'",
+        "pip install '.[flower]', from a checkout",
         name="flwr",
     ) from error
 
