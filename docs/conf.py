@@ -6,6 +6,7 @@ checkout. Nothing is fetched: MathJax is a wheel of the environment.
 """
 
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -15,6 +16,9 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
 import byzjax  # noqa: E402
+
+# For the notebooks: what is said of a mesh is said of several devices.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
 project = "byzjax"
 author = "The byzjax authors"
