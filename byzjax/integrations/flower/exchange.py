@@ -54,19 +54,13 @@ def replies(
       sent: what they answer, by message id.
       of: the round that takes them, which knows how long to wait.
       limits: how large one may be.
-      hanging: pulls of earlier rounds that may not have ended, by node; kept here. A
-        node with one is not asked for another, so that there is one thread a node.
+      hanging: pulls of earlier rounds that may not have ended, by node; kept here. No
+        other is begun beside one that has not, so that there is one thread a node.
 
     Yields:
       Messages, with an error for those that could not be pulled.
     """
-    for node in [node for node, pull in hanging.items() if not pull.is_alive()]:
-        del hanging[node]
-    waiting: dict[str, Pull | None] = {
-        message_id: None
-        for message_id, message in sent.items()
-        if message.metadata.dst_node_id not in hanging
-    }
+    waiting: dict[str, Pull | None] = dict.fromkeys(sent)
     failures = dict.fromkeys(sent, 0)
     # Not looked for, or not for long, since those waited for were there.
     unseen = set(sent)
@@ -79,8 +73,14 @@ def replies(
         for message_id in list(waiting):
             if of.is_lost:
                 break
+            node = sent[message_id].metadata.dst_node_id
+            if node in hanging and hanging[node].is_alive():
+                if of.is_settled:
+                    unseen.discard(message_id)
+                continue
+            hanging.pop(node, None)
             left = of.seconds_left()
-            doubtful = sent[message_id].metadata.dst_node_id in of.doubtful
+            doubtful = node in of.doubtful
             patience = _GLANCE if doubtful else _PATIENCE
             if message_id in unseen:  # What is left may be too short to pull it in.
                 left = max(left, min(patience, of.seconds_left_of_round()))
