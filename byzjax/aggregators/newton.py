@@ -33,6 +33,7 @@ class _Place(NamedTuple):
 
     itself: jax.Array  # Which row x_k is, [m].
     units: jax.Array  # S_i = ‖x_i − x_k‖, but no less than the spread, [m].
+    reach: jax.Array  # ‖x_i − x_k‖², [m].
     gram: jax.Array  # (x_i − x_k)·(x_j − x_k) / S_i S_j, [m, m].
     steps: jax.Array  # b, with z − x_k = Σ b_i (x_i − x_k) / S_i, [m].
     along: jax.Array  # (z − x_k)·(x_i − x_k) / S_i, [m].
@@ -80,22 +81,24 @@ def _found(geometry, prior):
         place = _place(geometry, shares, nearest, spread)
         direction, length, held = _direction(place, prior)
         # Near the minimum, which is where a step is short beside the way to any row,
-        # whole steps square the error, until rounding ends that.
+        # whole steps square the error, until rounding ends that. Elsewhere a step that
+        # is short says nothing: beside a row all are.
         near = length <= _NEAR * jnp.sqrt(jnp.min(place.squares))
-        far = (length > _SHORT * spread) & ~(near & (length > before / 2)) & ~held
+        over = (length <= _SHORT * spread) | (length > before / 2)
+        far = ~(near & over) & ~held
         share = jnp.where(near, 1, _line_search(place, direction, prior))
-        moved = _changes(place, place.steps + share * direction)
-        moved, nearest = as_a_mean(moved + place.itself.astype(moved.dtype))
+        moved, nearest = as_a_mean(place, place.steps + share * direction)
         before = jnp.where(near, length, jnp.inf)
         shares = jnp.where(held, shares, moved)
         total = jnp.where(far, total, total + shares)
         there = jnp.where(held, _AVERAGED, there + (~far).astype(there.dtype))
         return steps + 1, shares, nearest, before, total, there
 
-    def as_a_mean(shares):
+    def as_a_mean(place, steps):
         # One step of Weiszfeld's, which leads down too, and whose shares are those of a
         # mean: sums of steps would come to differences of large ones.
-        squares = geometry.squared_distances_to(shares)
+        squares = _seen(place.gram, place.units, place.reach, steps)[-1]
+        squares = jnp.where(geometry.finite, squares, jnp.inf)
         meets = squares <= _MET**2 * spread**2
         pulls = prior / jnp.sqrt(jnp.where(meets, 1, squares))
         pulls = jnp.where(jnp.any(meets), meets.astype(pulls.dtype), pulls)
@@ -131,17 +134,27 @@ def _place(geometry, shares, nearest, spread):
     gram = gram / units[:, None] / units[None, :]
     itself = jnp.arange(shares.shape[0]) == nearest
     steps = jnp.where(itself, 0, shares * units)
-    along = _precisely(gram, steps)
-    length = jnp.maximum(stacked.product(steps, along), 0)
-    rest = reach - 2 * units * along
-    squares = jnp.maximum(length + rest, 0)
+    along, length, rest, squares = _seen(gram, units, reach, steps)
     squares = jnp.where(geometry.finite, squares, jnp.inf)
     meets = squares <= _MET**2 * spread**2
     both = geometry.finite[:, None] & geometry.finite[None, :]
     apart = jnp.where(both, geometry.squared_distances, 0)
     return _Place(
-        *(itself, units, gram, steps, along, length, rest, squares, apart, meets)
+        *(itself, units, reach, gram, steps),
+        *(along, length, rest, squares, apart, meets),
     )
+
+
+def _seen(gram, units, reach, steps):
+    """`along`, `length`, `rest` and `squares` of the point at these steps from x_k.
+
+    Distances as seen from x_k, which is near: as seen from elsewhere those to rows that
+    are near each other would be lost in the rounding of larger ones.
+    """
+    along = _precisely(gram, steps)
+    length = jnp.maximum(stacked.product(steps, along), 0)
+    rest = reach - 2 * units * along
+    return along, length, rest, jnp.maximum(length + rest, 0)
 
 
 def _precisely(matrix, vector):

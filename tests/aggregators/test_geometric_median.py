@@ -68,6 +68,25 @@ def test_no_minority_moves_it_from_its_place(m, d, size):
         assert np.linalg.norm(got - expected) <= 1e-4 * spread
 
 
+def _rows_of_many_scales():
+    """Honest rows some of which are a millionth of the spread from each other."""
+    yield [[10, 0], [100, 0], [0, 1e-6], [1e-6, -1e-6], [0.5, -1]]
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        honest = rng.normal(size=(3, 2)) * [[1e-6], [10 ** rng.uniform(-6, -3)], [1]]
+        line = np.outer(10 ** rng.uniform(-1, 3, 2), rng.normal(size=2))
+        yield np.concatenate([line, honest])
+
+
+def test_a_short_step_beside_a_row_is_not_the_end():
+    """Beside a row every step is short, and seen from afar near rows are one."""
+    for rows in map(np.float32, _rows_of_many_scales()):
+        expected = ref.geometric_median(rows.astype(np.float64))
+        half = np.sort(np.linalg.norm(rows - expected, axis=1))[2]
+        got = COMPILED(jnp.asarray(rows))
+        assert np.linalg.norm(got - expected) <= 1e-4 * half, rows.tolist()
+
+
 def test_derivatives_where_all_rows_count_alike():
     """Equal weights are no sign of a row: in the middle of a cross they move."""
     rows = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
