@@ -177,7 +177,7 @@ def _named(arguments: argparse.Namespace, name: str, entries: Sequence[Entry]) -
 def _told_of(word: str, entries: Sequence[Entry]) -> str:
     """The entries whose one line has the word, as of "empire"."""
     found = [x.short for x in entries if word and word.lower() in x.summary.lower()]
-    return f"; it is said of {', '.join(found)}" if len(found) in (1, 2, 3) else ""
+    return f"; it is said of {', '.join(found)}" if 0 < len(found) <= 3 else ""
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -97,8 +97,7 @@ def _found(geometry, prior):
     def as_a_mean(place, steps):
         # One step of Weiszfeld's, which leads down too, and whose shares are those of a
         # mean: sums of steps would come to differences of large ones.
-        squares = _seen(place.gram, place.units, place.reach, steps)[-1]
-        squares = jnp.where(geometry.finite, squares, jnp.inf)
+        *_, squares = _seen(geometry, place.gram, place.units, place.reach, steps)
         meets = squares <= _MET**2 * spread**2
         pulls = prior / jnp.sqrt(jnp.where(meets, 1, squares))
         pulls = jnp.where(jnp.any(meets), meets.astype(pulls.dtype), pulls)
@@ -134,8 +133,7 @@ def _place(geometry, shares, nearest, spread):
     gram = gram / units[:, None] / units[None, :]
     itself = jnp.arange(shares.shape[0]) == nearest
     steps = jnp.where(itself, 0, shares * units)
-    along, length, rest, squares = _seen(gram, units, reach, steps)
-    squares = jnp.where(geometry.finite, squares, jnp.inf)
+    along, length, rest, squares = _seen(geometry, gram, units, reach, steps)
     meets = squares <= _MET**2 * spread**2
     both = geometry.finite[:, None] & geometry.finite[None, :]
     apart = jnp.where(both, geometry.squared_distances, 0)
@@ -145,7 +143,7 @@ def _place(geometry, shares, nearest, spread):
     )
 
 
-def _seen(gram, units, reach, steps):
+def _seen(geometry, gram, units, reach, steps):
     """`along`, `length`, `rest` and `squares` of the point at these steps from x_k.
 
     Distances as seen from x_k, which is near: as seen from elsewhere those to rows that
@@ -154,7 +152,8 @@ def _seen(gram, units, reach, steps):
     along = _precisely(gram, steps)
     length = jnp.maximum(stacked.product(steps, along), 0)
     rest = reach - 2 * units * along
-    return along, length, rest, jnp.maximum(length + rest, 0)
+    squares = jnp.where(geometry.finite, jnp.maximum(length + rest, 0), jnp.inf)
+    return along, length, rest, squares
 
 
 def _precisely(matrix, vector):

@@ -162,19 +162,26 @@ def _is_real_scalar(value: Any) -> bool:
 
 
 def coefficient(
-    name: str, requirement: str, holds: Callable[[float], bool], **value: Any
+    name: str,
+    requirement: str,
+    holds: Callable[[float], bool],
+    *,
+    static: bool = False,
+    **value: Any,
 ) -> None:
     """Checks the one keyword given: a number for which the requirement `holds`.
 
-    Schedules and traced numbers cannot be checked, and pass.
+    Schedules and traced numbers cannot be checked, and pass unless it is `static`.
     """
-    ((keyword, number),) = value.items()
-    if callable(number):
+    if static:
+        number(name, static=True, minimum=-math.inf, **value)
+    ((keyword, given),) = value.items()
+    if callable(given):
         return
-    if not _is_real_scalar(number):
-        raise TypeError(f"{name} needs {requirement}, got {keyword}={number!r}")
-    if not isinstance(number, jax.core.Tracer) and not holds(as_float(number)):
-        raise ValueError(f"{name} needs {requirement}, got {keyword}={number}")
+    if not _is_real_scalar(given):
+        raise TypeError(f"{name} needs {requirement}, got {keyword}={given!r}")
+    if not isinstance(given, jax.core.Tracer) and not holds(as_float(given)):
+        raise ValueError(f"{name} needs {requirement}, got {keyword}={given}")
 
 
 def flag(name: str, **value: Any) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +60,13 @@ class Settings:
     def __post_init__(self) -> None:
         _check_byzantine(self.num_byzantine)
         for name in ("fraction_train", "fraction_evaluate"):
-            _check_share(name, getattr(self, name), "0 <=", lambda v: 0 <= v <= 1)
+            checks.coefficient(
+                NAME,
+                f"0 <= {name} <= 1",
+                lambda v: 0 <= v <= 1,
+                static=True,
+                **{name: getattr(self, name)},
+            )
         for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
             checks.count(NAME, **{name: getattr(self, name)})
         for name in ("weighted_by_key", "arrayrecord_key", "configrecord_key"):
@@ -87,7 +92,13 @@ class Settings:
                 given = {name: getattr(self, name)}
                 checks.number(NAME, static=True, open_interval=some, **given)
         if self.max_share is not None:
-            _check_share("max_share", self.max_share, "0 <", lambda v: 0 < v <= 1)
+            checks.coefficient(
+                NAME,
+                "0 < max_share <= 1",
+                lambda v: 0 < v <= 1,
+                static=True,
+                max_share=self.max_share,
+            )
 
     def f(self, drawn: int) -> int:
         """How many of the nodes drawn may be Byzantine."""
@@ -113,15 +124,6 @@ class Settings:
             return 0, 0
         size = max(int(connected * fraction), fewest, 1)
         return size, max(self.min_available_nodes, fewest, 1)
-
-
-def _check_share(
-    name: str, given: Any, least: str, holds: Callable[[float], bool]
-) -> None:
-    """Raises unless it is a number, and not a schedule, of which this holds."""
-    share: dict[str, Any] = {name: given}
-    checks.number(NAME, static=True, minimum=-math.inf, **share)
-    checks.coefficient(NAME, f"{least} {name} <= 1", holds, **share)
 
 
 def _check_byzantine(given: Any) -> None:
