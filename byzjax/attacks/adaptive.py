@@ -86,12 +86,13 @@ def adaptive(
             )
             length = stacked.norm(gradient)
             pace = radius / jnp.where(length > 0, length, 1).astype(radius.dtype)
-            # What a step would carry out of the range of its dtype stays.
+            # What a step would carry out of the range of the messages' dtype stays.
             further = jax.tree.map(
                 lambda b, g: b + lift.number(pace, g) * g, sent, gradient
             )
             sent = jax.tree.map(
-                lambda b, to: jnp.where(jnp.isfinite(to), to, b), sent, further
+                lambda b, to, x: jnp.where(jnp.isfinite(to.astype(x.dtype)), to, b),
+                *(sent, further, honest),
             )
             return sent, best, jnp.where(better, value, most)
 
