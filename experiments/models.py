@@ -202,12 +202,11 @@ class DropoutNet(nn.Module):
     """Conv 3×3 (32), conv 3×3 (64), pool, dense 128, with dropout; no padding.
 
     The network of *Bucketing* (arXiv 2006.09365), once PyTorch's MNIST example:
-    1 199 882 parameters on MNIST. No ReLU follows the second convolution, so that what
-    the median sees of it is seldom zero. Channels are dropped after the pool.
+    1 199 882 parameters on MNIST. No ReLU follows the second convolution. Channels are
+    dropped after the pool.
 
     With `same_masks` all workers drop the same units in all steps, a mask a place in
-    the batch: gradients are then zero at the same coordinates, which a coordinate-wise
-    rule such as the median feels.
+    the batch, as in the simulator of that paper's authors.
     """
 
     classes: int
