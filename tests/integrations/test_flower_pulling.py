@@ -1,5 +1,6 @@
 """A reply is weighed part by part before it is put together, as in a deployment."""
 
+import hashlib
 import json
 import threading
 import types
@@ -127,6 +128,43 @@ def repeated(content):
     return f"{kind} {children} {len(body)}".encode() + b"\0" + body
 
 
+def part(kind, children, body):
+    """An object as Flower deflates it: its id, its content."""
+    body = json.dumps(body, separators=(",", ":")).encode()
+    content = f"{kind} {','.join(children)} {len(body)}".encode() + b"\0" + body
+    return hashlib.sha256(content).hexdigest(), content
+
+
+def nested(parts, tree):
+    """An array of arrays of arrays: of 250 bytes each, and a terabyte put together."""
+    below, added = of_kind(parts, "ArrayChunk"), {}
+    about = {"dtype": "float32", "shape": [50], "stype": "numpy.ndarray"}
+    for times in (100, 10_000, 10_000):
+        below, content = part(
+            "Array", [below], {**about, "arraychunk_ids": [0] * times}
+        )
+        added[below] = content
+    changed, tree = with_part(
+        "ArrayRecord", lambda x: part("ArrayRecord", [below], {"big": below})[1]
+    )(parts, tree)
+    return changed | added, of_all(changed | added, tree)
+
+
+def of_all(parts, tree):
+    leaves = [ObjectTree(object_id=n) for n in parts if n != tree.object_id]
+    return ObjectTree(object_id=tree.object_id, children=leaves)
+
+
+def with_records(parts, tree):
+    """Fifty records of metrics, 40 kB each: many times that as Python's numbers."""
+    added = dict(part("MetricRecord", [], {str(i): [0.5] * 10_000}) for i in range(50))
+    changed, tree = with_part(
+        "RecordDict",
+        lambda x: part("RecordDict", list(added), {n: n for n in added})[1],
+    )(parts, tree)
+    return changed | added, of_all(changed | added, tree)
+
+
 def test_honest_replies_come_through():
     metrics, history, superlink = run(lambda parts, tree: (parts, tree))
     assert metrics["accepted"] == 5 and history.accepted == 1
@@ -138,6 +176,8 @@ def test_honest_replies_come_through():
     [
         (with_part("Array", repeated), "bytes when put together"),
         (with_part("ArrayChunk", lambda x: x + bytes(10**8)), "is larger than"),
+        (nested, "not where it belongs"),
+        (with_records, "bytes without numbers"),
         (with_part("MetricRecord", lambda x: x + bytes(2**21)), "without numbers"),
         (with_part("MetricRecord", lambda x: x[:-3]), "cannot be put together"),
         (with_part("RecordDict", lambda x: x[:20] + b"\0garbage"), "cannot be put"),
@@ -230,9 +270,8 @@ def test_limits_let_any_honest_reply_through(record, size):
     weigh(parts, limits)
     assert set(parts_of(tree, limits.parts)) == set(parts)
     assert sum(map(len, parts.values())) <= limits.bytes
-    for content in parts.values():
-        if not content.startswith(b"ArrayChunk "):
-            assert len(content) <= limits.metadata
+    without = [x for x in parts.values() if not x.startswith(b"ArrayChunk ")]
+    assert sum(map(len, without)) <= limits.metadata
 
 
 def test_an_array_may_have_as_many_chunks_as_they_are_small():
@@ -243,6 +282,15 @@ def test_an_array_may_have_as_many_chunks_as_they_are_small():
     # As Flower writes an Array: ids of 64 digits, and the place of each.
     named = len(",".join(["0" * 64] * chunks)) + len(json.dumps(list(range(chunks))))
     assert named < limits.metadata and chunks < limits.parts
+
+
+def test_metrics_take_no_more_where_models_are_large():
+    names = map(str, range(3000))
+    limits = Limits(ArrayRecord({n: Array(np.zeros(1, np.float32)) for n in names}))
+    parts = dict(part("MetricRecord", [], {str(i): [0.5] * 10_000}) for i in range(30))
+    assert sum(map(len, parts.values())) < limits.metadata
+    with pytest.raises(Rejected, match="bytes of metrics and configuration"):
+        weigh(parts, limits)
 
 
 def test_a_model_of_many_arrays_is_trained():

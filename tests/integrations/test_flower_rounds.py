@@ -150,7 +150,24 @@ def test_taking_turns_at_being_of_no_use_holds_up_few_rounds(nodes, f):
     assert time.monotonic() - start < 12 * 0.4 + 2 * 1.5
     for history in robust.histories.values():
         parts = history.accepted, history.rejected, history.silent, history.unheard
-        assert history.asked == sum(parts) and 0 <= history.doubt <= 16
+        assert history.asked == sum(parts) and 0 <= history.doubt <= 256
+
+
+def test_silence_as_often_as_it_is_forgiven_holds_up_few_rounds():
+    """One of three nodes in each round, which has answered twice since."""
+
+    def at(turn):
+        return lambda message, grid: (
+            None if (number(message) + turn) % 3 == 0 else honest(message, grid)
+        )
+
+    nodes = {i: at(i) if i <= 3 else honest for i in range(1, 8)}
+    robust = strategy(num_byzantine=3, round_seconds=1.0, grace_seconds=0.01)
+    start = time.monotonic()
+    robust.start(FakeGrid(nodes), model(), 21)
+    # Twice each: the second time is not forgiven within two rounds.
+    assert time.monotonic() - start < 3 * 2 * 1.0 + 21 * 0.3
+    assert all(robust.histories[i].doubt > 100 for i in (1, 2, 3))
 
 
 def test_resting_nodes_are_asked_where_f_of_the_others_may_be_silent():

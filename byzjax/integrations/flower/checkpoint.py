@@ -7,6 +7,7 @@ leaves the file of the round before. NumPy's format without pickles, and JSON.
 import json
 import os
 import pathlib
+import zipfile
 from typing import Any
 
 import jax
@@ -51,6 +52,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
     """
     with path.open("rb") as opened:
         try:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it is no archive")
+            opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             facts = json.loads(arrays.pop("__facts__").tobytes())

@@ -8,7 +8,7 @@ from typing import Any
 _MOST_NODES = 10_000  # Histories kept; anybody can register nodes without end.
 _MOST_REASONS = 16  # Kept of one node, which words some of them itself.
 _LONGEST_REST = 8  # Rounds.
-_MOST_DOUBT = 16
+_MOST_DOUBT = 256
 
 
 @dataclasses.dataclass
@@ -28,8 +28,10 @@ class NodeHistory:
         influence, which is about 1/m for an honest node.
       reasons: why replies were rejected → how often.
       resting_until: the last round in which it is not asked, since it was silent.
-      doubt: two more for each round in which it was of no use, one less for a reply
-        that was used, at most 16: above zero no round waits for it alone for long.
+      doubt: grows by two for a first round in which it was of no use, by four for a
+        second, then by eight and so on, to 256 at most; one less for a reply that was
+        used. Above zero no round waits for it alone for long.
+      useless: rounds in which it was of no use, those of evaluation too.
 
     Example:
       >>> from byzjax.integrations.flower import NodeHistory
@@ -47,6 +49,7 @@ class NodeHistory:
     silences: int = 0  # In a row.
     unheard: int = 0
     doubt: int = 0
+    useless: int = 0
 
     def note_rejected(self, reason: str) -> None:
         """Counts a reply that was not used."""
@@ -74,8 +77,11 @@ class NodeHistory:
         self.resting_until = server_round + rest
 
     def _doubted(self) -> None:
-        # Two for one, so that taking turns at silence is no way out of it.
-        self.doubt = min(self.doubt + 2, _MOST_DOUBT)
+        # Doubled each time: who is silent now and then, as often as it is forgiven,
+        # holds up a few rounds and not one in three.
+        self.useless += 1
+        more = 2 ** min(self.useless, 10)
+        self.doubt = min(self.doubt + more, _MOST_DOUBT)
 
 
 class Nodes:

@@ -30,9 +30,21 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from byzjax.integrations.flower.npy import Rejected
 
 _CHUNK = b"ArrayChunk "  # How a part that holds numbers begins.
+# What each kind of part may have below it. Flower itself takes an array in the place of
+# a chunk as well: a few of them in each other, 250 bytes each, fill any memory.
+_BELOW = {
+    "Message": {"RecordDict"},
+    "RecordDict": {"ArrayRecord", "MetricRecord", "ConfigRecord"},
+    "ArrayRecord": {"Array"},
+    "Array": {"ArrayChunk"},
+    "ArrayChunk": set(),
+    "MetricRecord": set(),
+    "ConfigRecord": set(),
+}
 _OTHERS = 2**20  # Bytes of what a reply has beside arrays: metrics, configuration.
 _LEAST_CHUNK = 2**16  # Bytes; Flower's own are 5 MiB.
 _HEADER = 5120  # Bytes before the numbers of an array: npy's, and what Flower adds.
+_ARRAY = 512  # Bytes to describe an array, beside its name and its chunks.
 _MENTION = 256  # Bytes to name a part in the one above it: its id, twice, and marks.
 _UPLOAD_PAUSE = 0.5  # Seconds between looks for a part that is still on its way.
 
@@ -45,8 +57,8 @@ class Limits:
 
     Attributes:
       parts: how many it is made of: a chunk or more for each array, and a few.
-      metadata: bytes of a part without numbers. The longest is the list of the arrays
-        by name, or of the chunks of one array.
+      metadata: bytes of all parts without numbers: the names of the arrays, lists of
+        their chunks, and `_OTHERS` for metrics and configuration.
       bytes: of all parts.
     """
 
@@ -56,8 +68,8 @@ class Limits:
         # A name of other alphabets is six times as long in JSON.
         names = sum(len(json.dumps(name)) for name in sent)
         self.parts = 64 + len(sent) + chunks
-        self.metadata = _OTHERS + names + _MENTION * chunks
-        self.bytes = numbers + _HEADER * len(sent) + 2 * self.metadata
+        self.metadata = _OTHERS + names + _ARRAY * len(sent) + _MENTION * chunks
+        self.bytes = numbers + _HEADER * len(sent) + self.metadata
 
 
 class Pull(threading.Thread):
@@ -147,14 +159,15 @@ class Pull(threading.Thread):
             grid._runtime_client.PullObject, grid.node, grid.run.run_id
         )
         parts: dict[str, bytes] = {}
-        size = 0
-        for part in parts_of(tree, self._limits.parts):
+        size, metadata, limits = 0, 0, self._limits
+        for part in parts_of(tree, limits.parts):
             content = self._part(pull, part)
             size += len(content)
-            if size > self._limits.bytes:
-                raise Rejected(f"is larger than {self._limits.bytes} bytes")
-            if not content.startswith(_CHUNK) and len(content) > self._limits.metadata:
-                raise Rejected(f"has a part of {len(content)} bytes without numbers")
+            metadata += 0 if content.startswith(_CHUNK) else len(content)
+            if metadata > limits.metadata:
+                raise Rejected(f"has more than {limits.metadata} bytes without numbers")
+            if size > limits.bytes:
+                raise Rejected(f"is larger than {limits.bytes} bytes")
             parts[part] = content
         return parts
 
@@ -184,14 +197,27 @@ def parts_of(tree: ObjectTree, most: int) -> list[str]:
 
 
 def weigh(parts: dict[str, bytes], limits: Limits) -> None:
-    """Raises unless the arrays fit when they are put together from their chunks."""
-    size = 0
-    for content in parts.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind != "Array":
-            continue
-        body = json.loads(content[content.index(b"\x00") + 1 :])
-        for index in body["arraychunk_ids"]:
-            size += len(parts[children[index]])
-            if size > limits.bytes:
-                raise Rejected(f"is larger than {limits.bytes} bytes when put together")
+    """Raises unless the parts fit when they are put together, each where it belongs."""
+    heads = {
+        part: get_object_head_values_from_object_content(content)[:2]
+        for part, content in parts.items()
+    }
+    numbers = others = 0
+    for part, (kind, children) in heads.items():
+        content = parts[part]
+        if kind not in _BELOW or not _BELOW[kind].issuperset(
+            heads[child][0] for child in children
+        ):
+            raise Rejected("cannot be put together: a part is not where it belongs")
+        if kind in ("MetricRecord", "ConfigRecord"):
+            others += len(content)
+        if kind == "Array":
+            body = json.loads(content[content.index(b"\x00") + 1 :])
+            for index in body["arraychunk_ids"]:
+                numbers += len(parts[children[index]])
+                if numbers > limits.bytes:
+                    raise Rejected(
+                        f"is larger than {limits.bytes} bytes when put together"
+                    )
+    if others > _OTHERS:
+        raise Rejected(f"has more than {_OTHERS} bytes of metrics and configuration")

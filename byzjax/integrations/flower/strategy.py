@@ -52,11 +52,11 @@ class RobustStrategy(Strategy):
     usable replies, or fewer than the rule needs, keeps the model; it ends once too few
     can still answer, and asks nobody where the nodes are too few. Who sent a reply is
     decided by the message that it answers, never by what it claims. `start` also bounds
-    time and memory: the replies of a round take as much as n copies of the model, in
-    float32, and those on their way, one, and one more for each node that stalls. It is
-    needed for that: Flower's own ends with the first reply that cannot be inflated. f
-    counts nodes: where these are not authenticated, anybody registers as many as they
-    like. On a CPU a round costs what copying the replies costs, and the rule.
+    time and memory: the replies of a round take n copies of the model in float32, one
+    on its way up to four while Flower puts it together, as does each whose body takes
+    longer than 2 s. It is needed for that: Flower's own ends with the first reply that
+    cannot be inflated. f counts nodes: where these are not authenticated, anybody
+    registers as many as they like. A round costs copying the replies, and the rule.
 
     Args:
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
@@ -97,7 +97,8 @@ class RobustStrategy(Strategy):
       TypeError: an aggregator that is none, arguments of the wrong types.
       ValueError: arguments out of their ranges, a rule told a smaller f or without what
         it needs, weights for a rule that takes none; from `start` and `configure_train`
-        a model without floats or with NaN, or a checkpoint of something else.
+        a model without floats or with NaN, a checkpoint of another model or of states
+        of other shapes (values of arguments, as a rule's f, are not compared).
 
     Example:
       >>> import byzjax
@@ -113,8 +114,7 @@ class RobustStrategy(Strategy):
     Source:
       Worker momentum on the server's side: Karimireddy, He, Jaggi, *Learning from
       History for Byzantine Robust Optimization* (arXiv 2012.10333). Server optimizers:
-      Reddi et al., *Adaptive Federated Optimization* (arXiv 2003.00295). The interface:
-      Flower 1.42, `flwr.serverapp.strategy.Strategy`.
+      Reddi et al., *Adaptive Federated Optimization* (arXiv 2003.00295).
     """
 
     def __init__(
@@ -280,12 +280,12 @@ class RobustStrategy(Strategy):
     ) -> Result:
         """Runs the rounds, or with a checkpoint those that are left of them.
 
-        As Flower's, but replies are screened one by one and waited for while needed.
+        As Flower's, but replies are screened one by one and waited for while needed. A
+        second `start` goes on with memories and histories: a new strategy has none.
 
         Args:
           grid: Flower's, as a ServerApp is given it.
-          initial_arrays: the model to begin with; where there is a checkpoint, what
-            it has to be like.
+          initial_arrays: the model to begin with, or what a checkpoint's is like.
           num_rounds: in all, those before the checkpoint included.
           timeout: seconds for a round, unless the strategy has its own.
           train_config: sent along to train, with the round as "server-round".
