@@ -12,8 +12,6 @@ from byzjax.aggregators import bearing, claims, lift, newton
 from byzjax.base import Aggregator
 from byzjax.numerics import order, stacked
 
-_LEAST = 1e-30  # Of ν in the unit of the rows, whose inverses are added up.
-
 
 def geometric_median(
     *,
@@ -156,8 +154,12 @@ def _weiszfeld(geometry, prior, start, smoothing, num_iterations, tolerance):
         distance = jnp.sqrt(squared)
         if smoothing is not None:
             nu = geometry.in_unit(checks.in_dtype(smoothing, prior.dtype))
-            nu = jnp.maximum(nu, _LEAST)
-            pull = prior / jnp.where(meets, nu, jnp.maximum(distance, nu))
+            nu = jnp.maximum(nu, tiny)
+            lengths = jnp.where(meets, nu, jnp.maximum(distance, nu))
+            # In units of the nearest row's: where most rows are zero, ν may be a small
+            # part of the unit of the others.
+            near = jnp.min(jnp.where(geometry.finite, lengths, jnp.inf))
+            pull = prior * (stacked.power_of_two(near) / lengths)
             own = jnp.zeros((), gram.dtype)
             others = jnp.sum(pull)
         else:

@@ -133,6 +133,15 @@ FOUND = [
         "nnm(median)",
         Draw(13, 2, 70, 102344858, 1.7e17, shape="one astray", attack="ring"),
     ),
+    # Rows of zeros beside a far one, in whose unit the smoothing is nearly nothing.
+    (
+        'geometric_median(smoothing=0.1, num_iterations=3, init="zeros")',
+        Draw(
+            *(9, 1, 12, 1696152615, 5.6e18, 0.0, "equal"),
+            attack="axis",
+            power=15.2,
+        ),
+    ),
     # An honest row 10^18 away from others that are equal, and longer than that.
     (
         "monna",
