@@ -102,15 +102,15 @@ def clipped_clustering(
             there &= present
         first = jnp.argsort(~there, stable=True).astype(jnp.int32)
         places = jnp.arange(m + window, dtype=jnp.int32)
-        m = jnp.sum(there, dtype=jnp.int32)
-        moved = jnp.minimum(places + len(there) - m, m + window - 1)
-        places = jnp.where(places < m, jnp.resize(first, places.shape), moved)
+        new = jnp.sum(there, dtype=jnp.int32)
+        moved = jnp.minimum(places + m - new, m + window - 1)
+        places = jnp.where(places < new, jnp.resize(first, places.shape), moved)
         history, rounds = history[places], rounds[places]
         # Of whole rounds only: what is left of one could be attackers' rows.
-        cut = jnp.where(state.count + m > window, rounds[window], -1)
+        cut = jnp.where(state.count + new > window, rounds[window], -1)
         history, rounds = history[:window], rounds[:window]
         history = jnp.where(rounds == cut, jnp.inf, history)
-        count = jnp.minimum(state.count + m, window)
+        count = jnp.minimum(state.count + new, window)
         left = jnp.arange(window, dtype=jnp.int32) < count
         count -= jnp.sum((rounds == cut) & left, dtype=jnp.int32)
         ordered = jnp.sort(history)

@@ -31,8 +31,8 @@ def krum(
     Args:
       num_byzantine: f.
       num_neighbors: m−f−2 by default, as in the paper; ByzFL and ByzPy take m−f−1.
-        Given explicitly, at least f, the paper's m ≥ 2f + 3 is not asked for, only
-        m ≥ 2f + 1.
+        Given explicitly, from f to m−f−1, the paper's m ≥ 2f + 3 is not asked for,
+        only m ≥ 2f + 1.
       squared: True sums squared distances (the paper), False plain ones, and "twice"
         fourth powers; both occur in published code. They choose different rows.
 
@@ -40,7 +40,7 @@ def krum(
       An `Aggregator`.
 
     Raises:
-      ValueError: m < 2f + 3, or more neighbours than other workers, at trace time.
+      ValueError: m < 2f + 3, or more neighbours than m−f−1, at trace time.
 
     Example:
       >>> import byzjax, jax.numpy as jnp
@@ -209,10 +209,12 @@ def _krum_check(name, f, num_neighbors, num_selected=None):
                 )
         else:
             checks.minority(name, f)(m)
-            if not num_neighbors <= m - 1:
+            if not num_neighbors <= m - f - 1:
                 raise ValueError(
-                    f"{name} needs num_neighbors <= num_workers - 1, got "
-                    f"num_neighbors={num_neighbors} and num_workers={m}"
+                    f"{name} needs num_neighbors <= num_workers - num_byzantine - 1, "
+                    "as with more each honest row would count attackers, got "
+                    f"num_neighbors={num_neighbors}, num_workers={m} and "
+                    f"num_byzantine={f}"
                 )
         if num_selected is not None and not num_selected <= m:
             raise ValueError(

@@ -28,6 +28,18 @@ def test_the_norm_of_a_bad_batch_is_no_norm(lost):
     np.testing.assert_array_equal(state.norms, absent.norms)
 
 
+def test_few_of_many_take_the_places_of_the_oldest_round_and_no_more():
+    """16 of 33 are attackers, in each round but the last, of which one of three is."""
+    evil = np.isin(np.arange(33), [1, *range(5, 20)])
+    rows = jnp.asarray(np.where(evil[:, None], 1e6, 1.0) * [[1.0, 0.0]], jnp.float32)
+    rule = byzjax.clipped_clustering(window=69)
+    state = rule.init(jnp.zeros(2))
+    for here in (np.ones(33, bool), np.ones(33, bool), np.arange(33) < 3):
+        out, state = rule.update(rows, state, present=jnp.asarray(here))
+        np.testing.assert_allclose(out, [1, 0], atol=1e-5)
+    assert state.count == 69 and np.sum(state.norms > 10) == 16 + 16 + 1
+
+
 def test_the_middle_of_two_norms_that_cannot_be_added():
     rows = 1e38 * jnp.array([[3.3, 0], [1.8, 0], [1.8, 0], [0, 1.8]])
     out = byzjax.clipped_clustering().aggregate(rows)
