@@ -41,7 +41,12 @@ BASES = {
         1e-5,
     ),
     "trimmed_mean": (byzjax.trimmed_mean, ref.trimmed_mean, 1e-5),
-    "krum": (lambda f: byzjax.krum(f, num_neighbors=2), ref.krum(lambda m, f: 2), 1e-5),
+    # Of the three rows that bucketing leaves, as many as there are honest others.
+    "krum": (
+        lambda f: byzjax.krum(f, num_neighbors=2 - f),
+        ref.krum(lambda m, f: 2 - f),
+        1e-5,
+    ),
 }
 PAIRS = [(outer, inner) for outer in METAS for inner in METAS]
 
@@ -81,7 +86,9 @@ def _pairs(condition):
     _pairs(lambda base, double: not (double and base in ("krum", "geometric_median"))),
 )
 def test_every_pair_equals_its_oracle(outer, inner, base):
-    f = 0 if outer == inner == "bucketing" else 1
+    buckets = "bucketing" in (outer, inner)
+    # Of three rows each of the two nearest is the other's one neighbour: a tie.
+    f = 0 if outer == inner == "bucketing" or (buckets and base == "krum") else 1
     function, oracle, tolerance = nested(outer, inner, base, f)
     # Other seeds, mixed twice, give three and three rows alike, with no one median.
     for seed in range(1, 4):
