@@ -79,6 +79,7 @@ KINDS = {
     "array": np.array([1.0, 2.0]),
     "rule": MEDIAN,
     "object": object(),
+    "class": float,
 }
 # Where an argument may be None, by its default or its meaning, it is None there.
 NONE_IS_MEANT = {
@@ -141,6 +142,18 @@ def test_an_argument_is_taken_or_refused_by_name(name, function, argument):
             assert called in message, (kind, message)
             nothing = default is None or (name, argument) in NONE_IS_MEANT
             assert not (kind == "None" and nothing), "None is what it is by default"
+
+
+def test_a_class_is_no_schedule():
+    """A class can be called with a count, and is what a default forgot to be."""
+    for refuses in (
+        lambda: byzjax.momentum(decay=float),
+        lambda: byzjax.mu2sgd(float),
+        lambda: byzjax.storm(beta=int),
+        lambda: byzjax.anytime(optax.sgd(0.1), weight=float),
+    ):
+        with pytest.raises(TypeError, match="got .*=<class"):
+            refuses()
 
 
 def test_the_sweep_has_the_library():

@@ -88,7 +88,9 @@ def real_weights(name: str, weights: jax.typing.ArrayLike, m: int) -> jax.Array:
         )
     kinds = jnp.floating, jnp.integer, jnp.bool_
     if not any(jnp.issubdtype(given.dtype, kind) for kind in kinds):
-        raise TypeError(f"{name} needs weights that are real, got {given.dtype}")
+        raise TypeError(
+            f"{name} needs weights that are real numbers, got dtype {given.dtype}"
+        )
     with np.errstate(over="ignore"):
         weights = jnp.asarray(given.astype(accumulator_dtype(given.dtype)))
     return jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0)
@@ -117,7 +119,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
         m = checks.num_workers(updates)
         if np.shape(weights) != (m,):
             return weighted()  # Which refuses them by its name.
-        checked = checked_weights("weights", weights, m, present)
+        checked = checked_weights("an aggregator", weights, m, present)
         equal = checked == 1
         equal = jnp.all(equal if present is None else equal | ~present)
         if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.

@@ -176,7 +176,7 @@ def coefficient(
     if static:
         number(name, static=True, minimum=-math.inf, **value)
     ((keyword, given),) = value.items()
-    if callable(given):
+    if callable(given) and not isinstance(given, type):  # Such as float itself.
         return
     if not _is_real_scalar(given):
         raise TypeError(f"{name} needs {requirement}, got {keyword}={given!r}")

@@ -148,7 +148,8 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
       rows: `[m, n]` each.
       vectors: a tuple of `[n]` beside each of `rows`.
       center: the index of a row that `of_block` takes too, `[b]` after the vectors.
-        XLA:CPU is slow where a row is cut out of the block instead.
+        XLA:CPU is slow where a row is cut out of the block instead. Of m rows, the
+        indices `[m]`: `[m, b]`.
       parts: into how many a block is cut on CPU: `PRODUCTS` for matrix products.
 
     Returns:
@@ -169,10 +170,13 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
         def at(k, start, size):
             x = rows[k]
             beside = [lax.dynamic_slice_in_dim(v, start, size) for v in vectors[k]]
+            block = lax.dynamic_slice_in_dim(x, start, size, axis=1)
             for row in centers:
                 row = row.astype(jnp.result_type(start))
-                beside.append(lax.dynamic_slice(x, (row, start), (1, size))[0])
-            block = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+                if row.ndim:
+                    beside.append(block.at[row].get(mode="promise_in_bounds"))
+                else:
+                    beside.append(lax.dynamic_slice(x, (row, start), (1, size))[0])
             return jax.tree.map(lambda t: t.astype(dtype), of_block(block, *beside))
 
         def along(terms):

@@ -2,7 +2,8 @@
 
 An uncentred Gram matrix cancels just when the honest workers agree; around a row that
 an attacker chose it would cancel whenever the attacker likes. So the centre is checked
-after a pass, and a better one is taken if need be. On CPUs and some GPUs the distances
+after a pass, and a better one is taken if need be; rows that lie close together far
+from it are looked at once more (`_crowds.py`). On CPUs and some GPUs the distances
 of a few dozen rows are measured: the centre is chosen by them, and inner products
 follow from them as long as no row lies far out. Where the squares of most rows leave
 the range of floats, one more pass takes them in a unit of length of their size.
@@ -16,9 +17,16 @@ import numpy as np
 from jax import lax
 
 from byzjax import loops
-from byzjax.numerics import _columns, _pairs, _pairs_gpu, _range
+from byzjax.numerics import (
+    _columns,
+    _crowds,
+    _pairs,
+    _pairs_gpu,
+    _products,
+    _range,
+)
+from byzjax.numerics._products import distances_in, product
 from byzjax.numerics._range import LARGEST_SQUARE
-from byzjax.trees import accumulator_dtype
 
 # The centre is taken to be far off when most workers are this much farther from it
 # (squared) than from some worker: distances would lose more than 1e-4.
@@ -140,7 +148,7 @@ def _ordinary(rows, origins, present):
     if origins is None and _pairs_gpu.can_measure(rows):
 
         def multiplied(rows, center):
-            return _products(rows, None, center, parts=1)[:2]
+            return _products.around_row(rows, None, center, parts=1)[:2]
 
         ways["cuda"] = functools.partial(
             _by_pairs, measured=_pairs_gpu.measured, multiplied=multiplied
@@ -207,14 +215,6 @@ def _smallest(rows, present):
     return half, jnp.take(half, jnp.sum(present) // 2, axis=-1)
 
 
-def distances_in(gram: jax.Array) -> jax.Array:
-    """‖y_i − y_j‖² from inner products, what rounding leaves below zero cut off."""
-    squares = jnp.diagonal(gram)
-    distances = squares[:, None] + squares[None, :] - 2 * gram
-    same = np.eye(gram.shape[0], dtype=bool)
-    return jnp.where(same, 0, jnp.maximum(distances, 0))
-
-
 def _by_products(rows, origins, present, scale=None):
     """The same by products, around a better centre if need be.
 
@@ -252,17 +252,28 @@ def _by_products(rows, origins, present, scale=None):
         last = jnp.int32(m - 1)
         start = jnp.int32(0), (*nothing, last, jnp.asarray(True), last)
     _, (gram, squared_norms, center, _, _) = loops.while_loop(again, step, start)
-    return gram, squared_norms, distances_in(gram)[:m, :m], center
+    seen_from = functools.partial(_products.distances_around_rows, rows, scale=scale)
+    usable = _usable(gram, squared_norms, present)
+    distances = distances_in(gram)[:m, :m]
+    distances = _crowds.told_apart(seen_from, gram[:m, :m], distances, usable)
+    return gram, squared_norms, distances, center
+
+
+def _usable(gram, squared_norms, present):
+    """Which rows [m] count, and have squares in range."""
+    squares = jnp.diagonal(gram)[:-1]
+    usable = (squares < LARGEST_SQUARE) & (squared_norms < LARGEST_SQUARE)
+    return usable if present is None else usable & present
 
 
 def _judged(gram, squared_norms, center, present):
     """Whether the centre lies far from the majority, and which row does not."""
     m = squared_norms.shape[0]
     diagonal = jnp.diagonal(gram)[:m]
-    finite = (diagonal < LARGEST_SQUARE) & (squared_norms < LARGEST_SQUARE)
+    finite = _usable(gram, squared_norms, present)
     there = squared_norms < LARGEST_SQUARE
     if present is not None:
-        finite, there = finite & present, there & present
+        there &= present
     distances = distances_in(gram)[:m, :m]
     both = finite[:, None] & finite[None, :]
     distances = jnp.where(both, distances, jnp.inf)
@@ -286,53 +297,12 @@ def _judged(gram, squared_norms, center, present):
     return far & (better != center), better
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a bᵀ at full precision: the sum over the last axes of both."""
-    return lax.dot_general(
-        a,
-        b,
-        (((a.ndim - 1,), (b.ndim - 1,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=a.dtype,
-    )
-
-
 def _gram_pass(rows, origins, center, dtype, *, parts, scale):
     """One pass over the stack, centred on the row of index `center`."""
-    inner, towards, squared_norms = _products(
+    inner, towards, squared_norms = _products.around_row(
         rows, origins, center, parts=parts, scale=scale
     )
     gram = jnp.block(
         [[inner, towards[:, None]], [towards[None, :], squared_norms[center]]]
     )
     return gram.astype(dtype), squared_norms.astype(dtype)
-
-
-def _products(rows, origins, center, *, parts, scale=None):
-    """Inner products around a row [m, m], with the origin [m], squared norms [m]."""
-    m = rows[0].shape[0]
-    # A product of 16 rows takes two thirds of the time of one of 18 on CPU, whose
-    # vectors hold 16 numbers: the centre and the origin need no part in it.
-    is_last = isinstance(center, int) and center == m - 1
-
-    def of_block(x, *beside):
-        # A scale may be none of the floats of a leaf that is narrower than others.
-        dtype = accumulator_dtype(x.dtype) if scale is None else scale.dtype
-        x, *o, c = (v.astype(dtype) for v in (x, *beside))
-        if scale is not None:
-            x, c, o = x * scale, c * scale, [v * scale for v in o]
-        o = o[0] if o else jnp.zeros_like(c)
-        y = (x[:-1] if is_last else x) - c[None]
-        z = x - o[None]
-        return (product(y, y), product(y, o - c)), z * z
-
-    (inner, towards), squared_norms = _columns.fold(
-        of_block,
-        *_columns.bundled(rows, origins),
-        center=center,
-        parts=parts,
-    )
-    if is_last:
-        inner = jnp.pad(inner, (0, 1))
-        towards = jnp.pad(towards, (0, 1))
-    return inner, towards, squared_norms

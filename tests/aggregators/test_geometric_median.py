@@ -87,6 +87,22 @@ def test_a_short_step_beside_a_row_is_not_the_end():
         assert np.linalg.norm(got - expected) <= 1e-4 * half, rows.tolist()
 
 
+@pytest.mark.parametrize("m, d", [(50, 3), (64, 8), (129, 5)])
+def test_a_crowd_about_an_honest_row_is_no_one_place(m, d):
+    """Attackers who copy a row but for a little: products see them all in one place."""
+    rng = np.random.default_rng(m)
+    f = (m - 1) // 2
+    for size in 10.0 ** np.arange(-5, 0):
+        honest = rng.normal(size=(m - f, d))
+        crowd = honest[7] + size * rng.normal(size=(f, d))
+        rows = np.float32(np.concatenate([crowd, honest]))
+        expected = ref.geometric_median(rows.astype(np.float64))
+        half = np.median(np.linalg.norm(rows - expected, axis=1))
+        got = COMPILED(jnp.asarray(rows))
+        floor = 4e-7 * np.linalg.norm(expected)
+        assert np.linalg.norm(got - expected) <= 1e-4 * half + floor
+
+
 def test_derivatives_where_all_rows_count_alike():
     """Equal weights are no sign of a row: in the middle of a cross they move."""
     rows = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])

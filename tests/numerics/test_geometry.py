@@ -82,6 +82,22 @@ def test_identical_rows_are_at_no_distance():
     np.testing.assert_array_equal(geometry(jnp.asarray(rows)).squared_distances, 0)
 
 
+@pytest.mark.parametrize("place", [0, 5], ids=["first", "amid"])
+@pytest.mark.parametrize("far", [1, 1e3])
+def test_distances_within_crowds_far_from_the_centre(place, far):
+    """Two crowds so far out that products around the centre take each for one place."""
+    rng = np.random.default_rng(9)
+    rows = clustered(9, spread=1)
+    for crowd, size in ((slice(place, place + 3), 1e-3), (slice(8, 10), 1e-4)):
+        many = crowd.stop - crowd.start
+        rows[crowd] = far * rng.normal(size=D)
+        rows[crowd] += np.float32(far * size * rng.normal(size=(many, D)))
+    rows[3:5, :2] = np.inf
+    rows[3:5, 2:] = np.nan if far > 1 else 0
+    apart = np.array([0, 1, 2, 5, 6, 7, 8, 9, 10])
+    assert_distances(rows, apart, rtol=1e-3)
+
+
 def test_float64_rows_are_measured_in_float64():
     with jax.enable_x64(True):
         rows = clustered(4, spread=1e-9).astype(np.float64)
