@@ -93,14 +93,12 @@ def kept(good: jax.typing.ArrayLike, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
 
 
-def after_step(
-    good: jax.Array, present: jax.Array | None, new: Tree, old: Tree
-) -> Tree:
+def after_step(good: jax.Array, new: Tree, old: Tree) -> Tree:
     """A worker's state after a step: `new`, or where the step was not `good`, `old`.
 
     Except that all workers accumulate in step: an `optax.MultiStepsState` counts steps
     that its worker missed. And a state that belongs to the point where its worker last
-    was says, by a method `after_absence`, what is left of it when it was not `present`.
+    was says, by a method `after_absence`, what is left of it: the others have moved on.
     """
 
     def is_special(node):
@@ -113,14 +111,12 @@ def after_step(
             left = kept(begun, zeros, old.acc_grads)
             return new._replace(
                 inner_opt_state=after_step(
-                    good, present, new.inner_opt_state, old.inner_opt_state
+                    good, new.inner_opt_state, old.inner_opt_state
                 ),
                 acc_grads=kept(good, new.acc_grads, left),
                 skip_state=kept(good, new.skip_state, old.skip_state),
             )
-        left = old
-        if hasattr(old, "after_absence") and present is not None:
-            left = kept(present, old, old.after_absence())
+        left = old.after_absence() if hasattr(old, "after_absence") else old
         return kept(good, new, left)
 
     return jax.tree.map(of_node, new, old, is_leaf=is_special)

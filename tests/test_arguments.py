@@ -152,7 +152,17 @@ def test_a_class_is_no_schedule():
         lambda: byzjax.storm(beta=int),
         lambda: byzjax.anytime(optax.sgd(0.1), weight=float),
     ):
-        with pytest.raises(TypeError, match="got .*=<class"):
+        with pytest.raises(TypeError, match=r"got .*=<class"):
+            refuses()
+
+
+def test_coefficients_that_are_no_floats_are_refused():
+    for refuses in (
+        lambda: byzjax.mu2sgd(1e300),
+        lambda: byzjax.anytime(optax.sgd(0.1), weight=1e300),
+        lambda: byzjax.storm(beta=1e-320),
+    ):
+        with pytest.raises(ValueError, match=r"in the range of float32, 1\.18e-38 to"):
             refuses()
 
 

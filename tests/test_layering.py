@@ -35,7 +35,6 @@ LAYERS = [
         "byzjax.attack",
         "byzjax.stacking",
         "byzjax.aggregators.bearing",
-        "byzjax.aggregators.claims",
     ],
     [
         "byzjax.numerics",
@@ -56,11 +55,12 @@ LAYERS = [
         "byzjax.numerics._pairs*",
         "byzjax.numerics._weighted",
     ],
-    ["byzjax.numerics.order"],
-    ["byzjax.numerics._gram"],
+    ["byzjax.numerics.order", "byzjax.numerics._products"],
+    ["byzjax.numerics._crowds", "byzjax.numerics._gram"],
     ["byzjax.numerics._geometry", "byzjax.numerics._mixing"],
     ["byzjax.numerics._lengths"],
     ["byzjax.numerics.stacked"],
+    ["byzjax.aggregators.claims"],
     [
         "byzjax.aggregators.lift",
         "byzjax.aggregators.newton",

@@ -14,6 +14,7 @@ import jax.typing
 import numpy as np
 
 from byzjax import checks, loops
+from byzjax.numerics.stacked import inverse, power_of_two
 from byzjax.trees import accumulator_dtype
 
 
@@ -52,9 +53,10 @@ def check_weights(
     """Checks weights `[m]`; a worker whose weight is negative or not finite gets zero.
 
     Weights are claims of the workers as much as gradients are, so a bad one must not
-    poison the rest. The largest is scaled to one, which no rule can tell, so that their
-    sum is finite. Where no worker has a weight, all count the same. Of workers that are
-    not `present` the weight is zero.
+    poison the rest. They are scaled by a power of two, which no rule can tell, so that
+    the largest is from 1 to 2 and their sum finite: counts stay what they are to each
+    other. Where no worker has a weight, all count the same. Of workers that are not
+    `present` the weight is zero.
 
     Floats, integers, as sample counts are, and bools, which count as 0 and 1.
     """
@@ -75,7 +77,9 @@ def checked_weights(
     weights = weights * jnp.where(jnp.max(weights) > 1, 2.0**-64, 2.0**64)
     largest = jnp.max(weights)
     equal = 1 if present is None else present.astype(weights.dtype)
-    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), equal)
+    # No quotient: rounded, half of the total would be a little more or less.
+    scaled = weights * inverse(power_of_two(largest))
+    return jnp.where(largest > 0, scaled, equal)
 
 
 def real_weights(name: str, weights: jax.typing.ArrayLike, m: int) -> jax.Array:
@@ -120,7 +124,7 @@ def equal_weights_are_none(update: Callable[..., Any]) -> Callable[..., Any]:
         if np.shape(weights) != (m,):
             return weighted()  # Which refuses them by its name.
         checked = checked_weights("an aggregator", weights, m, present)
-        equal = checked == 1
+        equal = checked == jnp.max(checked)
         equal = jnp.all(equal if present is None else equal | ~present)
         if not isinstance(equal, jax.core.Tracer):  # Run operation by operation.
             jax.eval_shape(weighted)  # Which refuses weights whatever they are.

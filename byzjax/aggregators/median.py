@@ -12,7 +12,7 @@ def median(*, even: str = "midpoint") -> Aggregator:
     .. math:: A(x)_k = \operatorname{median}(x_{1k}, \dots, x_{mk})
 
     With weights, the first value in sorted order whose cumulative weight exceeds half
-    of the total (the weighted CWMed of Dahan and Levy 2024b).
+    of the total (the weighted CWMed of Dahan and Levy 2024b); equal weights are none.
 
     **Guarantee.** Breakdown point ⌊(m−1)/2⌋/m. (c_δ, δ)-robust for the spread of the
     coordinates with c_δ ≤ 4(1 + f/(m−2f))² (Allouah et al. 2023). NaN is ordered as

@@ -114,16 +114,27 @@ def number(
             f"{name} needs a finite {keyword}{'' if minimum == -math.inf else bound}, "
             f"got {keyword}={number}"
         )
-    # Of the widest floats that there are: wider ones would end as inf, or as zero.
+    _check_range(name, keyword, given, given - minimum if open_interval else math.inf)
+    return given
+
+
+def _check_range(name: str, keyword: str, given: float, above: float) -> None:
+    """Raises of what is no number in the widest floats: it would end as inf, or zero.
+
+    Args:
+      name: what is called.
+      keyword: what it is called with.
+      given: the number.
+      above: by how much it has to be above a bound, or anything large.
+    """
     widest = jnp.finfo(jnp.result_type(float))
     least, most = float(widest.tiny), float(widest.max)
-    if abs(given) > most or (open_interval and given - minimum < least):
+    if most < abs(given) or above < least:
         raise ValueError(
             f"{name} needs {keyword} in the range of {widest.dtype}, {least:.3g} to "
-            f"{most:.3g}, got {keyword}={number}"
+            f"{most:.3g}, got {keyword}={given}"
             + ("" if widest.bits == 64 else ": jax_enable_x64 widens it")
         )
-    return given
 
 
 def in_dtype(value: Any, dtype: Any) -> jax.Array:
@@ -180,8 +191,13 @@ def coefficient(
         return
     if not _is_real_scalar(given):
         raise TypeError(f"{name} needs {requirement}, got {keyword}={given!r}")
-    if not isinstance(given, jax.core.Tracer) and not holds(as_float(given)):
+    if isinstance(given, jax.core.Tracer):
+        return
+    known = as_float(given)
+    if not holds(known):
         raise ValueError(f"{name} needs {requirement}, got {keyword}={given}")
+    if math.isfinite(known):
+        _check_range(name, keyword, known, abs(known) or math.inf)
 
 
 def flag(name: str, **value: Any) -> None:

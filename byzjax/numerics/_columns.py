@@ -20,10 +20,9 @@ from byzjax.numerics._loops import by_platform, on_all_cores
 from byzjax.numerics._reductions import row_sum
 from byzjax.trees import accumulator_dtype
 
-# Loops over blocks of columns keep a block of the stack in cache on CPU, one that is
-# read again and again in half of it: in less, many kernels would be started for little
-# each. Elsewhere they only bound the memory of what is computed from it. In elements,
-# not columns.
+# Elements of a block of columns, which stays in cache on CPU, one that is read often in
+# half of it: in less, many kernels would be started for little each. Elsewhere it only
+# bounds the memory of what is computed from it.
 _CPU_BLOCK = 1 << 20
 _CPU_PART_TO_REREAD = 1 << 19
 _DEVICE_BLOCK = 1 << 25
@@ -147,18 +146,15 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
         and a tree of terms `[..., b]` that are summed here.
       rows: `[m, n]` each.
       vectors: a tuple of `[n]` beside each of `rows`.
-      center: the index of a row that `of_block` takes too, `[b]` after the vectors.
-        XLA:CPU is slow where a row is cut out of the block instead. Of m rows, the
-        indices `[m]`: `[m, b]`.
+      center: the index of a row that `of_block` takes too, `[b]` after the vectors:
+        XLA:CPU is slow to cut it out of the block. Or of m rows, `[m]`: `[m, b]`.
       parts: into how many a block is cut on CPU: `PRODUCTS` for matrix products.
 
     Returns:
       The two trees, of sums over all columns, in the widest of the dtypes.
     """
     dtype = widest_accumulator(rows)
-
-    def add(one, other):
-        return jax.tree.map(jnp.add, one, other)
+    add = functools.partial(jax.tree.map, jnp.add)
 
     def zeros(shapes):
         return jax.tree.map(lambda part: jnp.zeros(part.shape, dtype), shapes)
@@ -173,10 +169,11 @@ def fold(of_block, rows, vectors, *, center=None, parts=SUMS):
             block = lax.dynamic_slice_in_dim(x, start, size, axis=1)
             for row in centers:
                 row = row.astype(jnp.result_type(start))
-                if row.ndim:
-                    beside.append(block.at[row].get(mode="promise_in_bounds"))
-                else:
-                    beside.append(lax.dynamic_slice(x, (row, start), (1, size))[0])
+                beside.append(
+                    block.at[row].get(mode="promise_in_bounds")
+                    if row.ndim
+                    else lax.dynamic_slice(x, (row, start), (1, size))[0]
+                )
             return jax.tree.map(lambda t: t.astype(dtype), of_block(block, *beside))
 
         def along(terms):

@@ -170,8 +170,8 @@ class Geometry(NamedTuple):
           present: which of the n are workers, or None for all.
 
         Returns:
-          Geometry of n workers. y_i is finite if all rows that enter it are, unless
-          these are far ones that cancel.
+          Geometry of n workers. y_i is finite if all rows that enter it are, and one of
+          far rows that cancel as far from all others as is known of it.
         """
         finite = self.mixed_finite(matrix)
         rest = 1 - jnp.sum(matrix, axis=1)
@@ -185,7 +185,9 @@ class Geometry(NamedTuple):
         squares = jnp.diagonal(gram)[:-1]
         finite &= squares < LARGEST_SQUARE
         # Far rows may cancel in a mean, which then is known to their rounding only:
-        # where that is no less than the spread of most rows, it counts as far as well.
+        # where that is no less than the spread of most rows, it counts as so much
+        # farther, every way. As not finite it would be lost, and where most rows are
+        # equal all means may be of some that cancel.
         lengths = jnp.diagonal(self.gram)[:-1]
         rounding = product(jnp.square(matrix), lengths)
         rounding *= _CANCELS * jnp.finfo(gram.dtype).eps
@@ -194,7 +196,9 @@ class Geometry(NamedTuple):
         # Nor is less known of the others than the last place of what they are.
         size = _range.middle(self.in_unit(self.norms), self.present)
         spread = jnp.maximum(spread, jnp.square(jnp.finfo(gram.dtype).eps * size))
-        finite &= (rounding <= spread) | (rounding < squares)
+        known = (rounding <= spread) | (rounding < squares)
+        blur = lax.stop_gradient(jnp.where(known, 0, rounding))
+        gram += jnp.diag(jnp.append(blur, 0))
         distances = distances_in(gram)
         norms, distances = distances[:-1, -1], distances[:-1, :-1]
         return masked(gram, norms, distances, finite, self.unit, present)

@@ -65,7 +65,7 @@ def messages(
         good &= trees.stays_finite(after, worker_state)
         if is_present is not None:
             good &= is_present
-        worker_state = trees.after_step(good, is_present, after, worker_state)
+        worker_state = trees.after_step(good, after, worker_state)
         return Messages(loss, new, aux, message, worker_state)
 
     if present is not None:

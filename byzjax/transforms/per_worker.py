@@ -108,7 +108,7 @@ def per_worker(
             here = None if present is None else present[worker]
             if here is not None:
                 good &= here
-            return message, trees.after_step(good, here, after, state)
+            return message, trees.after_step(good, after, state)
 
         workers = jnp.arange(m, dtype=jnp.int32)
         return jax.vmap(of_worker)(trees.as_arrays(updates), state, workers)

@@ -14,8 +14,7 @@ class StormState(NamedTuple):
     """State of `storm`.
 
     Attributes:
-      count: steps taken, [], int32; in steps with a bad batch it stays, and after an
-        absence it is zero.
+      count: steps taken, [], int32; after a bad batch or an absence it is zero.
       momentum: d_t, as last sent, like params; zeros before the first step.
     """
 
@@ -23,10 +22,11 @@ class StormState(NamedTuple):
     momentum: optax.Updates
 
     def after_absence(self) -> "StormState":
-        """What is left after a step that its worker was absent from: nothing.
+        """What is left after a step that its worker missed: nothing.
 
-        d is of the point where the worker was, and others have moved on since: at its
-        return the correction would be of one step, not of all that were missed.
+        By absence or a bad batch: d is of the point where the worker was, and others
+        have moved on since. The next correction would be of one step, not of all that
+        were missed, and the error would stay for as many steps as came before.
         """
         return self._replace(count=jnp.zeros_like(self.count))
 
@@ -48,9 +48,9 @@ def storm(
     t = 1 there is none: pass `params`, the result is not used.
 
     **Guarantee**: d_1 = g_1 exactly, and d_t = g_t exactly wherever beta_t = 1,
-    whatever `grad_fn` returned there. What is not finite is passed on and leaves the
-    state as it was, so that one bad batch costs a worker one step. Costs one gradient
-    more per step.
+    whatever `grad_fn` returned there. What is not finite is passed on, and begins the
+    average anew, as an absence does: others move on to a point that d is not of. Costs
+    one gradient more per step.
 
     Args:
       beta: weight of the new gradient, in (0, 1]. None for the paper's beta_t = 1/t; a
@@ -130,7 +130,7 @@ def storm(
             optax.tree.cast_like(corrected, state.momentum),
         )
         good = trees.stays_finite(new.momentum, state.momentum)
-        return corrected, trees.kept(good, new, state)
+        return corrected, trees.kept(good, new, state.after_absence())
 
     return optax.GradientTransformationExtraArgs(init, update)
 

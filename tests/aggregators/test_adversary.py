@@ -128,6 +128,16 @@ FOUND = [
             power=4.02,
         ),
     ),
+    # Most rows are equal, and the others cancel: no mean of them is lost for that.
+    (
+        "nnm(bucketing(krum))",
+        Draw(
+            *(11, 1, 1, 816077168, 8.4e23, 100.0),
+            dtype="bfloat16",
+            attack="subnormal",
+            power=1.89,
+        ),
+    ),
     # An honest row a thousand times as long as the others, which are long.
     (
         "nnm(median)",

@@ -185,3 +185,16 @@ def test_a_claim_that_is_cut_costs_the_others_nothing(claim):
     np.testing.assert_allclose(two / two[3], [4, 4, 1, 1], rtol=1e-5)
     most = byzjax.cap_weights(np.array([claim, claim, 1, 1], np.float32), 0.5)
     np.testing.assert_allclose(most / most[0], [1, 1, 0, 0], atol=1e-29)
+
+
+def test_half_of_sample_counts_is_half():
+    """Divided by the largest, 1/7 + 6/7 would be more than half of two."""
+    rows = jnp.arange(1.0, 6.0)[:, None]
+    rule = jax.jit(byzjax.median().aggregate)
+    rng = np.random.default_rng(0)
+    drawn = [[1, 6, 7, 0, 0], *rng.integers(1, 12, (60, 5)).tolist()]
+    for weights in (np.asarray(w) for w in drawn if len(set(w)) > 1):
+        exceeds = 2 * np.cumsum(weights) > weights.sum()
+        want = 1 + int(np.argmax(exceeds))
+        got = rule(rows, weights=jnp.asarray(weights, jnp.int32))
+        assert got[0] == want, weights

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 pytest.importorskip("flwr")
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy, checkpoint
+from byzjax.integrations.flower import RobustStrategy, checkpoint, conversation
+from tests.integrations import fake_grid
 from tests.integrations.fake_grid import FakeGrid, arrays, honest, model
 
 NODES = range(1, 6)
@@ -50,6 +52,36 @@ def test_resumed_is_as_if_never_stopped(tmp_path):
     assert len(grid.asked) == 3 * 5
     assert list(rest.train_metrics_clientapp) == [3, 4, 5]
     assert robust.histories[1].asked == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"server": optax.sgd(0.1, momentum=0.9)}, {"server": optax.rmsprop(0.1)}),
+        ({"worker": optax.trace(0.9)}, {"worker": optax.scale_by_rms()}),
+    ],
+    ids=["server", "worker"],
+)
+def test_states_of_one_shape_are_not_taken_for_each_other(tmp_path, first, then):
+    """A velocity as a second moment makes steps that are no numbers."""
+    start(fake_grid.strategy(checkpoint=tmp_path / "a", **first), 1)
+    with pytest.raises(ValueError, match="with, got another: give the same argu"):
+        start(fake_grid.strategy(checkpoint=tmp_path / "a", **then), 2)
+
+
+def test_a_run_that_goes_on_waits_for_its_nodes(tmp_path, monkeypatch):
+    """Clients take longer to find a server anew than nodes that left are waited for."""
+    monkeypatch.setattr(conversation, "_RECONNECT", 0.1)
+    start(strategy(tmp_path / "a"), 1)
+    began = time.monotonic()
+
+    class Returning(FakeGrid):
+        def get_node_ids(self):
+            return super().get_node_ids() if time.monotonic() - began > 1.5 else []
+
+    grid = Returning(dict.fromkeys(NODES, honest))
+    rest = strategy(tmp_path / "a").start(grid, model(), 3)
+    assert [x["model-kept"] for x in rest.train_metrics_clientapp.values()] == [0, 0]
 
 
 def test_a_run_that_is_done_asks_nobody(tmp_path):
@@ -117,7 +149,7 @@ def test_files_of_something_else_are_refused(tmp_path):
             start(strategy(path), 1)
     checkpoint.write(path, {}, {})
     arrays, facts = checkpoint.read(path)
-    assert not arrays and facts == {"version": 3, "arrays": [], "viewed": {}}
+    assert not arrays and facts == {"version": 4, "arrays": [], "viewed": {}}
 
 
 @pytest.mark.parametrize("first", ["kept", "learnt"])
@@ -185,7 +217,7 @@ def test_what_another_worker_remembers_is_refused(tmp_path):
         )
 
     start(of(byzjax.momentum(0.9)), 2)
-    with pytest.raises(ValueError, match="a checkpoint made with the worker it is giv"):
+    with pytest.raises(ValueError, match="worker that its checkpoint was written with"):
         start(of(optax.trace(0.9)), 3)
 
 

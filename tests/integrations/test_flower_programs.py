@@ -141,7 +141,7 @@ def test_programs_are_bounded_by_the_numbers_of_rows():
 def test_programs_are_bounded_where_f_is_a_share():
     """f is decided by how many are drawn, and so is the number of rows."""
     settings = mock.Mock(num_byzantine=0.2)
-    sizes = {(Settings.f(settings, n), rows_kept(n)) for n in range(1, 1025)}
+    sizes = {(Settings.f(settings, n)[1], rows_kept(n)) for n in range(1, 1025)}
     assert len(sizes) == 295
     assert len({size for size in sizes if size[1] <= 32}) == 32
 

@@ -185,6 +185,10 @@ def test_honest_replies_come_through():
         (with_part("Message", lambda x: b"Message  0\0"), "cannot be put together"),
         (with_part("Array", lambda x: b"Array  2\0{}"), "cannot be put together"),
         (with_part("Array", lambda x: b"no head"), "cannot be put together"),
+        (
+            with_part("ArrayChunk", lambda x: b"ArrayChunk " + b"," * 999 + b" 0\0"),
+            "a chunk names parts",
+        ),
         (with_part("Array", lambda x: b"Unknown  0\0"), "cannot be put together"),
         (with_part("Message", lambda x: b"RecordDict  2\0{}"), "is no message"),
         (

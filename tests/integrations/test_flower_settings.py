@@ -1,5 +1,6 @@
 """What a strategy is told: shares, bad arguments, rules and their f, and bounds."""
 
+import logging
 import time
 
 import jax
@@ -235,3 +236,26 @@ def test_a_share_is_of_those_drawn_and_not_of_those_awake():
     found = [m["byzantine-assumed"] for m in result.train_metrics_clientapp.values()]
     assert found == [2, 2]
     assert robust.compiled == 1  # Who rests is absent: the rows are as many.
+
+
+@pytest.mark.parametrize(
+    ("rule", "f", "share"),
+    [
+        (byzjax.median(), 4, 0.2),
+        (byzjax.geometric_median(), 3, 0.2),
+        (byzjax.trimmed_mean(1), 1, 0.5),
+        (byzjax.ctma(byzjax.median(), 3), 3, 0.2),
+    ],
+    ids=["median", "geometric_median", "trimmed_mean", "ctma"],
+)
+def test_f_nodes_may_not_claim_more_than_the_rule_bears(rule, f, share):
+    """Each capped for itself, four of twenty had four fifths of the weight."""
+    with pytest.raises(ValueError, match=r"needs a max_share that its rule bears: num"):
+        RobustStrategy(rule, num_byzantine=f, max_share=share)
+    RobustStrategy(byzjax.median(), num_byzantine=2, max_share=0.2)
+
+
+def test_a_rule_that_bears_nobody_knows_of_is_named(caplog):
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        RobustStrategy(byzjax.mean(), num_byzantine=3)
+    assert "mean() does not say how many hostile nodes" in caplog.text

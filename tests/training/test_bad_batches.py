@@ -52,6 +52,9 @@ def test_workers_come_back(name):
         before = state
         state, _ = step(state, batches(t if t < 5 else None), key)
         if t < 5:  # That worker's state is what it was; all are finite.
+            if name == "storm":  # Whose average belongs to where the worker was.
+                assert state.worker_state.count[t] == 0
+                continue
             for old, new in zip(
                 jax.tree.leaves(before.worker_state),
                 jax.tree.leaves(state.worker_state),
@@ -60,6 +63,28 @@ def test_workers_come_back(name):
                 np.testing.assert_array_equal(old[t], new[t])
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.worker_state))
     assert jnp.all(jnp.isfinite(state.params))
+
+
+def test_storm_has_no_bias_after_a_bad_batch():
+    """Without noise d is the gradient; a stale d would be corrected by one step of two.
+
+    As 1/t forgets, that would show for as many steps as came before.
+    """
+    trainer = byzjax.trainer(
+        lambda w, batch: jnp.sum(w**2) / 2 * (1 + jnp.sum(batch)),
+        worker=byzjax.storm(),
+        aggregator=byzjax.median(),
+        server=optax.sgd(0.1),
+        num_workers=3,
+    )
+    step, state = jax.jit(trainer.step), trainer.init(jnp.array([10.0]))
+    for t, key in enumerate(jax.random.split(jax.random.key(0), 20)):
+        at = state.params
+        batch = jnp.zeros((3, 1)).at[0].set(jnp.nan if t == 9 else 0.0)
+        state, _ = step(state, batch, key)
+        if t > 9:
+            momenta = state.worker_state.momentum
+            np.testing.assert_allclose(momenta, np.tile(at, (3, 1)), rtol=1e-5)
 
 
 def test_the_model_state_stays():

@@ -16,7 +16,7 @@ import numpy as np
 
 from byzjax.integrations.flower import npy
 
-_VERSION = 3
+_VERSION = 4
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], facts: Any) -> None:
@@ -89,6 +89,26 @@ def leaves(prefix: str, tree: Any) -> dict[str, np.ndarray]:
     }
 
 
+def form(tree: Any) -> list[str]:
+    """What the leaves of a state are called in it: two of one shape are two states."""
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path) for path, _ in named]
+
+
+def check_form(prefix: str, saved: list[str], like: Any) -> None:
+    """Raises unless a state of this `form` was saved."""
+    if saved != form(like):
+        raise _another(prefix)
+
+
+def _another(prefix: str) -> ValueError:
+    return ValueError(
+        f"RobustStrategy needs the {prefix} that its checkpoint was written with, got "
+        "another: give the same arguments as before, or move the checkpoint away to "
+        "start anew"
+    )
+
+
 def restored(prefix: str, arrays: dict[str, np.ndarray], like: Any) -> Any:
     """The state whose `leaves` these arrays are, of the structure of `like`.
 
@@ -102,21 +122,13 @@ def restored(prefix: str, arrays: dict[str, np.ndarray], like: Any) -> Any:
         numbers = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
         wanted = numbers.shape, np.dtype(numbers.dtype)
         if saved is None or (saved.shape, saved.dtype) != wanted:
-            raise ValueError(
-                f"RobustStrategy needs the {prefix} that its checkpoint was written "
-                "with, got another: give the same arguments as before, or move the "
-                "checkpoint away to start anew"
-            )
+            raise _another(prefix)
         back = jnp.asarray(saved)
         if _is_key(leaf):
             back = jax.random.wrap_key_data(back, impl=jax.random.key_impl(leaf))
         new.append(back)
     if f"{prefix}/{len(found)}" in arrays:
-        raise ValueError(
-            f"RobustStrategy needs the {prefix} that its checkpoint was written with, "
-            "got a smaller one: give the same arguments as before, or move the "
-            "checkpoint away to start anew"
-        )
+        raise _another(prefix)
     return jax.tree.unflatten(structure, new)
 
 

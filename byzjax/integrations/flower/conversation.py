@@ -10,7 +10,7 @@ from flwr.supercore import log
 
 from byzjax.integrations.flower import exchange, verdicts
 from byzjax.integrations.flower.nodes import Nodes
-from byzjax.integrations.flower.pulling import Limits, Pull
+from byzjax.integrations.flower.pulling import Limits
 from byzjax.integrations.flower.rounds import Round
 from byzjax.integrations.flower.settings import NAME, Quorum, Settings
 
@@ -29,7 +29,7 @@ class Conversation:
         self._met = False
         self._expected: int | None = None
         self._held_up: int | None = None
-        self._hanging: dict[int, Pull] = {}
+        self._pulls = exchange.Pulls()
 
     def messages(
         self,
@@ -51,7 +51,7 @@ class Conversation:
         size = self._size(kind)
         # Of those drawn before some are left to rest: hostile nodes answer in time, and
         # among fewer they would be a larger share.
-        f = settings.f(size)
+        f = self._f(size, needs)
         least = needs(f, size).least
         # f of them may be silent: with those who rest as many may be missing as answer.
         least = size if least is None else min(least + f, size)
@@ -90,8 +90,9 @@ class Conversation:
     ) -> Iterator[Message]:
         """Sends the messages; the replies, which are to hold no more than `arrays`."""
         sent = exchange.send(grid, messages)
+        self._rounds[kind].begin()
         return exchange.replies(
-            grid, sent, self._rounds[kind], Limits(arrays), self._hanging
+            grid, sent, self._rounds[kind], Limits(arrays), self._pulls
         )
 
     def collected(
@@ -111,9 +112,14 @@ class Conversation:
             verdicts.log_replies(kind, current, server_round)
         return current
 
-    def resume(self) -> None:
-        """Goes on with nodes that were here before."""
-        self._met = True
+    def _f(self, size: int, needs: Needs) -> int:
+        """How many of those drawn may be Byzantine: a share is rounded up.
+
+        But down where the rule serves them only so: no more of them are hostile, and
+        one node that comes is no reason to stop.
+        """
+        least, most = self._settings.f(size)
+        return least if needs(most, size).least is None else most
 
     def _size(self, kind: str) -> int:
         """How many of those connected to ask."""
@@ -136,7 +142,8 @@ class Conversation:
             self.connected = list(grid.get_node_ids())
             here = len(self.connected)
             size = self._size(kind)
-            too_few = not here or needs(self._settings.f(size), size).least is None
+            f = self._f(size, needs)
+            too_few = not here or needs(f, size).least is None
             if here >= least and not too_few:
                 break
             seconds = round_seconds

@@ -1,5 +1,7 @@
 """Sends messages and hands on their replies, one by one, while there is time."""
 
+import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +13,8 @@ from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.pulling import Limits, Pull
 from byzjax.integrations.flower.rounds import Refusal, Round
 
-_PATIENCE = 2.0  # Seconds that pulls that come to nothing may hold up the others.
+_PATIENCE = 2.0  # Seconds that pulls may hold up the others, if not as all do.
+_UNUSUAL = 4  # How many times as long as most a pull may take and still be as they are.
 _GLANCE = 0.05  # Seconds that one more may, or one of a node that lately was no use.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # Seconds between looks for replies.
 _TRIES = 3  # Of a pull that fails.
@@ -30,12 +33,37 @@ def send(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
     }
 
 
+class Pulls:
+    """What rounds leave to the next: pulls that have not ended, and how long most took.
+
+    Attributes:
+      hanging: by node. No other is begun beside one that has not ended, so that there
+        is one thread a node.
+    """
+
+    def __init__(self) -> None:
+        self.hanging: dict[int, Pull] = {}
+        self._usual: dict[bool, float] = {}  # Of training and of evaluation.
+
+    def patience(self, of: Round) -> float:
+        """Seconds that one pull is waited for before the next begins."""
+        usual = self._usual.get(of.model is not None, math.inf)
+        return min(_PATIENCE, max(_GLANCE, _UNUSUAL * usual))
+
+    def note(self, of: Round, took: list[float]) -> None:
+        """How long pulls took that brought a reply: f of more than 2 f tell nothing."""
+        if len(took) > 2 * of.num_byzantine:
+            self._usual[of.model is not None] = statistics.median(took)
+
+    def forget_ended(self) -> None:
+        """Also those of nodes that are never asked again."""
+        ended = [node for node, pull in self.hanging.items() if not pull.is_alive()]
+        for node in ended:
+            del self.hanging[node]
+
+
 def replies(
-    grid: Grid,
-    sent: dict[str, Message],
-    of: Round,
-    limits: Limits,
-    hanging: dict[int, Pull],
+    grid: Grid, sent: dict[str, Message], of: Round, limits: Limits, pulls: Pulls
 ) -> Iterator[Message]:
     """Pulls replies until all are there or the round's time is over.
 
@@ -46,16 +74,16 @@ def replies(
 
     Each is asked for by itself: if its body ends the pull, that is one reply lost. Who
     it is from and what it answers is written over what it claims. Pulls follow each
-    other while they come, so that few bodies are on their way; those that do not come
-    have one patience together, not each its own, and then run side by side.
+    other while they come, so that few bodies are on their way; those that do not come,
+    or come far more slowly than most of the round before, have one patience together,
+    not each its own, and then run side by side.
 
     Args:
       grid: where they come in.
       sent: what they answer, by message id.
       of: the round that takes them, which knows how long to wait.
       limits: how large one may be.
-      hanging: pulls of earlier rounds that may not have ended, by node; kept here. No
-        other is begun beside one that has not, so that there is one thread a node.
+      pulls: what earlier rounds left.
 
     Yields:
       Messages, with an error for those that could not be pulled.
@@ -64,8 +92,10 @@ def replies(
     failures = dict.fromkeys(sent, 0)
     # Not looked for, or not for long, since those waited for were there.
     unseen = set(sent)
-    held = 0.0  # Seconds that pulls have taken that came to nothing.
+    held = 0.0  # Seconds that pulls have taken that came to nothing, or too slowly.
     pause = _FIRST_PAUSE
+    pulls.forget_ended()
+    hanging, usual, took = pulls.hanging, pulls.patience(of), []
     membership = _Membership(grid, sent, of)
     membership.look()
     while waiting and not of.is_lost:
@@ -81,7 +111,7 @@ def replies(
             hanging.pop(node, None)
             left = of.seconds_left()
             doubtful = node in of.doubtful
-            patience = _GLANCE if doubtful else _PATIENCE
+            patience = _GLANCE if doubtful else usual
             if message_id in unseen:  # What is left may be too short to pull it in.
                 left = max(left, min(patience, of.seconds_left_of_round()))
             if left <= 0:
@@ -108,10 +138,12 @@ def replies(
                 reason = f"cannot be pulled: {type(error).__name__}"
                 reply = _refusal(reason, sent[message_id])
             else:
-                held -= waited
+                if reply is None or pull.seconds <= usual:
+                    held -= waited
             if reply is None:
                 continue
             came = True
+            took.append(pull.seconds)
             del waiting[message_id]
             yield reply
         if not of.has_enough:
@@ -126,6 +158,7 @@ def replies(
             break
         pause = _FIRST_PAUSE if came else min(1.5 * pause, _LONGEST_PAUSE)
         time.sleep(min(pause, left))
+    pulls.note(of, took)
     if of.is_lost:
         of.give_up()
     for message_id, pull in waiting.items():

@@ -4,12 +4,15 @@ import itertools
 import pathlib
 import secrets
 from collections.abc import Callable, Iterable
+from logging import WARNING
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flwr.app import Array, ArrayRecord
+from flwr.supercore import log
 
 from byzjax import written
 from byzjax.base import Aggregator
@@ -107,9 +110,18 @@ class Learner:
         tried = *range(2 * f + 1, 4 * f + 9), 6 * f + 13
         found = itertools.takewhile(bool, (programs.refused(f, m) for m in tried))
         refusals = list(found)
-        if len(refusals) == len(tried) and len(set(refusals)) == 1:
+        alike = len(set(refusals)) == 1 or programs.are_weighted
+        if len(refusals) == len(tried) and alike:
             raise ValueError(
-                f"RobustStrategy has no round for its aggregator: {refusals[0]}"
+                f"RobustStrategy has no round for its aggregator: {refusals[-1]}"
+            )
+        if num_byzantine and programs.rule.bears is None:
+            log(
+                WARNING,
+                "%s does not say how many hostile nodes it bears: num_byzantine=%s is "
+                "for you to know (byzjax.mean() bears none)",
+                programs.rule,
+                num_byzantine,
             )
 
     def needs(self, f: int, asked: int) -> Quorum:
@@ -222,6 +234,10 @@ class Learner:
             each[row] = self._memories.get(node, fresh)
         return [np.stack(leaves) for leaves in zip(*each, strict=True)]
 
+    def _memory(self) -> Any:
+        """What is kept of a node, of a model of one number."""
+        return None if self._worker is None else self._worker.init(jnp.zeros(1))
+
     def save(self, path: pathlib.Path, server_round: int, facts: dict) -> None:
         """Writes everything that the next round needs."""
         assert self._model is not None
@@ -244,6 +260,11 @@ class Learner:
             "model": described,
             "remembered": [str(node) for node in self._memories],
             "has_rule_state": self._rule_state is not None,
+            "forms": {
+                "server": checkpoint.form(self._server_state),
+                "rule": checkpoint.form(self._rule_state),
+                "worker": checkpoint.form(self._memory()),
+            },
         }
         checkpoint.write(path, arrays, facts)
 
@@ -267,6 +288,9 @@ class Learner:
                 f"of another in {path}: move it away to start anew"
             )
         model = self.opened(record)
+        forms = facts["forms"]
+        checkpoint.check_form("server", forms["server"], self._server_state)
+        checkpoint.check_form("worker", forms["worker"], self._memory())
         self._server_state = checkpoint.restored("server", saved, self._server_state)
         self._key = checkpoint.restored("key", saved, self._key)
         if facts["f"] is None:  # No round had an aggregate: nothing is remembered.
@@ -275,6 +299,7 @@ class Learner:
         programs = self.programs(facts["f"])
         if facts["has_rule_state"]:
             fresh = programs.init_state(model.columns)
+            checkpoint.check_form("rule", forms["rule"], fresh)
             self._rule_state = checkpoint.restored("rule", saved, fresh)
         made = [np.asarray(x) for x in programs.init_memory(model.columns)]
         for i, node in enumerate(facts["remembered"]):

@@ -31,7 +31,8 @@ class NodeHistory:
       doubt: grows by two for a first round in which it was of no use, by four for a
         second, then by eight and so on, to 256 at most; one less for a reply that was
         used. Above zero no round waits for it alone for long.
-      useless: rounds in which it was of no use, those of evaluation too.
+      useless: rounds in which it was of no use, or held up all others, those of
+        evaluation too.
 
     Example:
       >>> from byzjax.integrations.flower import NodeHistory
@@ -55,30 +56,36 @@ class NodeHistory:
         """Counts a reply that was not used."""
         self.rejected += 1
         self.silences = 0
-        self._doubted()
+        self.note_useless()
         if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
-    def note_accepted(self, influence: float) -> None:
-        """Counts a reply that was used."""
+    def note_accepted(self, influence: float, *, late: bool = False) -> None:
+        """Counts a reply that was used, and for which all others may have waited."""
         self.accepted += 1
         self.silences = 0
-        self.doubt = max(self.doubt - 1, 0)
         self.influence += influence
+        if late:
+            self.note_useless()
+        else:
+            self.doubt = max(self.doubt - 1, 0)
 
     def note_silence(self, server_round: int) -> None:
         """The node rests: one round after a first silence, then two, four, eight.
 
         Not counted here, since a node may also be silent when it is to evaluate.
         """
-        self._doubted()
+        self.note_useless()
         rest = min(2**self.silences, _LONGEST_REST)
         self.silences = min(self.silences + 1, 10)
         self.resting_until = server_round + rest
 
-    def _doubted(self) -> None:
-        # Doubled each time: who is silent now and then, as often as it is forgiven,
-        # holds up a few rounds and not one in three.
+    def note_useless(self) -> None:
+        """Doubts it more, of whatever kind of round.
+
+        Doubled each time: who is silent now and then, as often as it is forgiven, holds
+        up a few rounds and not one in three.
+        """
         self.useless += 1
         more = 2 ** min(self.useless, 10)
         self.doubt = min(self.doubt + more, _MOST_DOUBT)
@@ -101,10 +108,11 @@ class Nodes:
     def choose(
         self, connected: Iterable[int], size: int, least: int, server_round: int
     ) -> list[int]:
-        """Draws `size` of the nodes that do not rest.
+        """Draws `size` of the nodes, and leaves those to rest that do.
 
-        Where these are fewer than `least`, resting ones are asked all the same, those
-        first whose rest is over first.
+        Where the others are fewer than `least`, resting ones are asked all the same,
+        those first whose rest is over first. Drawn before they rest: hostile nodes
+        answer in time, and would be a larger share of those awake.
 
         Args:
           connected: the nodes that are there.
@@ -113,11 +121,12 @@ class Nodes:
           server_round: the round that they are asked in.
         """
         connected = sorted(set(connected))
-        awake = [node for node in connected if self._rest(node) < server_round]
+        drawn = random.sample(connected, min(size, len(connected)))
+        awake = [node for node in drawn if self._rest(node) < server_round]
         if len(awake) < least:
-            resting = [n for n in connected if self._rest(n) >= server_round]
+            resting = [n for n in drawn if self._rest(n) >= server_round]
             awake += sorted(resting, key=self._rest)[: least - len(awake)]
-        return sorted(random.sample(awake, min(size, len(awake))))
+        return sorted(awake)
 
     def wake(self) -> None:
         """Rounds are counted from the beginning again: nobody rests."""

@@ -118,16 +118,39 @@ class Programs:
             self._refused[f, m] = "" if serves else self.refusal
         return self._refused[f, m]
 
+    @property
+    def are_weighted(self) -> bool:
+        """Whether what nodes claim counts."""
+        return self._max_share is not None
+
     def _serves(self, f: int, m: int, weighted: bool) -> bool:
         try:
             bearing.check_told(NAME, self.rule, f)
             bearing.check_bears(NAME, self.rule, f, m)
+            if weighted:
+                self._check_claims(f, m)
             self.rule.check(m)  # Shorter than what says how to stack.
             self._try(m, weighted)
         except ValueError as error:
             self.refusal = str(error)
             return False
         return True
+
+    def _check_claims(self, f: int, m: int) -> None:
+        """Raises where f nodes may claim more of the weight than the rule bears."""
+        assert self._max_share is not None
+        owned = f * max(self._max_share, 1 / m)
+        bears = self.rule.bears
+        if bears is None or bears is bearing.minority:
+            fine, most = owned < 0.5, "less than a half"
+        else:
+            fine, most = owned <= bears(m) / m + 1e-9, f"{bears(m)}/{m}"
+        if not fine:
+            raise ValueError(
+                f"{NAME} needs a max_share that its rule bears: num_byzantine={f} "
+                f"nodes of {m} may claim {owned:.3g} of the weight with max_share="
+                f"{self._max_share:g}, and {self.rule!r} bears {most}"
+            )
 
     def take_present(self, rows: int) -> bool:
         """Whether the rule has a form for absent rows, so many rows in all."""

@@ -6,6 +6,7 @@ parts of a reply are pulled here one by one, weighed, and only then put together
 """
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from byzjax.integrations.flower.npy import Rejected
 
 _CHUNK = b"ArrayChunk "  # How a part that holds numbers begins.
+_CHUNK_HEAD = re.compile(rb"ArrayChunk  \d{1,20}\x00")  # All of it: it names none.
 # What each kind of part may have below it. Flower itself takes an array in the place of
 # a chunk as well: a few of them in each other, 250 bytes each, fill any memory.
 _BELOW = {
@@ -84,7 +86,7 @@ class Pull(threading.Thread):
         self._stopped = threading.Event()
         self._messages: list[Message] = []
         self._error: Exception | None = None
-        self._began = 0.0
+        self._began = self._ended = 0.0
 
     def wait(self, seconds: float) -> float:
         """Begins, and waits for the end so long; the seconds that it took."""
@@ -109,6 +111,14 @@ class Pull(threading.Thread):
             self._error = error
         except BaseException as error:  # No wish of the user's, who is not in here.
             self._error = Rejected(f"cannot be pulled: {type(error).__name__}")
+        self._ended = time.monotonic()
+        if self._stopped.is_set():  # Nobody asks for what came too late.
+            self._forget()
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, once it has ended."""
+        return self._ended - self._began
 
     def result(self) -> list[Message]:
         """The messages, most often none or one; raises what the pull raised."""
@@ -117,8 +127,14 @@ class Pull(threading.Thread):
         return self._messages
 
     def stop(self) -> None:
-        """Gives up on parts that are still on their way."""
+        """Gives up on parts that are still on their way, and on what has come."""
         self._stopped.set()
+        if not self.is_alive():
+            self._forget()
+
+    def _forget(self) -> None:
+        # An error holds the parts that had come, by the frames that it was raised in.
+        self._messages, self._error = [], None
 
     def _screened(self, grid: HttpGrid) -> Iterator[Message]:
         client = grid._runtime_client
@@ -163,7 +179,12 @@ class Pull(threading.Thread):
         for part in parts_of(tree, limits.parts):
             content = self._part(pull, part)
             size += len(content)
-            metadata += 0 if content.startswith(_CHUNK) else len(content)
+            if content.startswith(_CHUNK):
+                # Flower would cut a head of commas into a million names first.
+                if not _CHUNK_HEAD.match(content):
+                    raise Rejected("cannot be put together: a chunk names parts")
+            else:
+                metadata += len(content)
             if metadata > limits.metadata:
                 raise Rejected(f"has more than {limits.metadata} bytes without numbers")
             if size > limits.bytes:

@@ -76,6 +76,8 @@ class Round:
       num_rows: rows that programs see: who rests is absent, so that f and the number
         of rows go together.
       unreachable: nodes whose replies cannot come any more, as `exchange` knows.
+      late: nodes whose replies are used, though all but f others were in four graces
+        before: who is hostile could hold up every round so, where it is needed.
     """
 
     def __init__(
@@ -107,12 +109,18 @@ class Round:
         self.model = model
         self._examples_key = examples_key
         self._free = set(self._places.values())
-        self._began = time.monotonic()
+        self.late: set[int] = set()
+        self._others_after: float | None = None
+        self.begin()
         self.doubtful = doubtful
         self._settled_after: float | None = None
         self.num_rows = rows_kept(max(drawn, len(sent)))
         if model is not None and rows is not None:
             self._rows = rows.of(self.num_rows, model.columns)
+
+    def begin(self) -> None:
+        """From now on there are so many seconds: to send is not the nodes' time."""
+        self._began = time.monotonic()
 
     @property
     def _missing(self) -> list[int]:
@@ -175,16 +183,29 @@ class Round:
             self._settled_after = passed
         # f of them may be silent on purpose; more than f are probably slow.
         last = self.has_enough and missing <= self.num_byzantine
-        grace = self._budget.grace_seconds
-        if grace is None:
-            grace = max(_TO_THE_RULE * self._settled_after, _LEAST_GRACE)
+        grace = self._grace(self._settled_after)
         since = passed - self._settled_after
         return min(left, (grace if last else 4 * grace) - since)
+
+    def _grace(self, after: float) -> float:
+        """Seconds for who is missing once the others are there, after so many."""
+        grace = self._budget.grace_seconds
+        return max(_TO_THE_RULE * after, _LEAST_GRACE) if grace is None else grace
+
+    def _note_time(self, node: int) -> None:
+        """Of a reply that can be used: whether all but f others waited for it."""
+        passed = time.monotonic() - self._began
+        after = self._others_after
+        if after is None and len(self._missing) <= self.num_byzantine:
+            self._others_after = passed
+        elif after is not None and passed > after + 4 * self._grace(after):
+            self.late.add(node)
 
     def reopen(self) -> None:
         """Forgets all replies, for a caller that aggregates the same round again."""
         self.replies, self.rejected, self.strangers = {}, {}, 0
         self.unreachable, self._given_up = frozenset(), False
+        self.late, self._others_after = set(), None
         self._free = set(self._places.values())
 
     def take(self, message: Message) -> None:
@@ -199,6 +220,7 @@ class Round:
                 raise Rejected("sent two replies")
             else:
                 self.replies[node] = self._opened(node, message)
+                self._note_time(node)
         except Rejected as reason:
             if node is not None:
                 self.rejected[node] = str(reason)[:200]

@@ -100,13 +100,16 @@ class Settings:
                 max_share=self.max_share,
             )
 
-    def f(self, drawn: int) -> int:
-        """How many of the nodes drawn may be Byzantine."""
+    def f(self, drawn: int) -> tuple[int, int]:
+        """How many of the nodes drawn may be Byzantine: of a share, and rounded up.
+
+        Up: when honest nodes are lost, hostile ones are a larger share of the rest.
+        """
         if isinstance(self.num_byzantine, int):
-            return self.num_byzantine
-        # Up: when honest nodes are lost, hostile ones are a larger share of the rest.
+            return self.num_byzantine, self.num_byzantine
         # A share such as 0.07 times 100 is a little more than 7.
-        return math.ceil(self.num_byzantine * drawn - 1e-9)
+        nodes = self.num_byzantine * drawn
+        return math.floor(nodes + 1e-9), math.ceil(nodes - 1e-9)
 
     def budget(self, timeout: float) -> Budget:
         """How long a round waits, if it is not told otherwise."""

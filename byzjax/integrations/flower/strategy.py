@@ -1,6 +1,6 @@
 """`RobustStrategy`: any rule between untrusted clients and their model."""
 
-import dataclasses
+import copy
 import pathlib
 from collections.abc import Callable, Iterable
 from logging import INFO
@@ -62,14 +62,16 @@ class RobustStrategy(Strategy):
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
         byzjax.ctma(byzjax.nnm(byzjax.median(), f), f)`, where f is a share.
       num_byzantine: f, the nodes of a round that may be hostile or lost: an int, or a
-        share of those drawn below 1/2, rounded up. Rules have an f of their own or,
-        like the median, none; with a smaller one of its own a rule serves no round.
+        share of those drawn below 1/2, rounded up if the rule serves that. Rules have
+        an f of their own or, like the median, none; with a smaller one of its own a
+        rule serves no round.
       worker: an optax transformation of each node's updates, as `byzjax.momentum(0.9)`;
         its state is kept here per node. None passes updates on.
       server: the server's optimizer, any optax transformation. None adds the
         aggregate to the model, as `optax.sgd(1.0)` does.
       max_share: most that one node's `num-examples` may weigh, in (0, 1], for rules
-        that take weights. None, the default, ignores these claims.
+        that take weights: f nodes may weigh f times that, which the rule has to bear.
+        None, the default, ignores these claims.
       fraction_train: share of the connected nodes that is asked to train.
       fraction_evaluate: share of them that is asked to evaluate; 0 for none.
       min_train_nodes: fewest nodes to ask to train, if as many are connected.
@@ -97,8 +99,8 @@ class RobustStrategy(Strategy):
       TypeError: an aggregator that is none, arguments of the wrong types.
       ValueError: arguments out of their ranges, a rule told a smaller f or without what
         it needs, weights for a rule that takes none; from `start` and `configure_train`
-        a model without floats or with NaN, a checkpoint of another model or of states
-        of other shapes (values of arguments, as a rule's f, are not compared).
+        a model without floats or with NaN, a checkpoint of another model or of other
+        states (values of arguments, as a rule's f, are not compared).
 
     Example:
       >>> import byzjax
@@ -170,7 +172,7 @@ class RobustStrategy(Strategy):
     @property
     def histories(self) -> dict[int, NodeHistory]:
         """What became of each node's replies so far, by node id; copies."""
-        return {n: dataclasses.replace(h) for n, h in self._nodes.histories.items()}
+        return copy.deepcopy(self._nodes.histories)
 
     @property
     def compiled(self) -> int:
@@ -216,7 +218,8 @@ class RobustStrategy(Strategy):
             history = self._nodes.of(node)
             history.asked += 1
             if node in current.replies:
-                history.note_accepted(advance.influence.get(node, 0.0))
+                share = advance.influence.get(node, 0.0)
+                history.note_accepted(share, late=node in current.late)
             elif node in current.rejected:
                 history.note_rejected(current.rejected[node])
             elif node in silent:
@@ -224,10 +227,8 @@ class RobustStrategy(Strategy):
                 history.note_silence(server_round)
             else:
                 history.unheard += 1
-        settings = self._settings
-        reported = combined(
-            current, settings.train_metrics_aggr_fn, settings.weighted_by_key
-        )
+        told = self._settings
+        reported = combined(current, told.train_metrics_aggr_fn, told.weighted_by_key)
         return advance.arrays, verdicts.metrics(current, advance, reported)
 
     def configure_evaluate(
@@ -255,10 +256,10 @@ class RobustStrategy(Strategy):
         current = self._talk.collected("evaluate", server_round, replies)
         for node in current.silent:
             self._nodes.of(node).note_silence(server_round)
-        settings = self._settings
-        found = combined(
-            current, settings.evaluate_metrics_aggr_fn, settings.weighted_by_key
-        )
+        for node in {*current.rejected, *current.late}:
+            self._nodes.of(node).note_useless()
+        told = self._settings
+        found = combined(current, told.evaluate_metrics_aggr_fn, told.weighted_by_key)
         return MetricRecord(dict(found)) if found else None
 
     def summary(self) -> None:
@@ -345,6 +346,5 @@ class RobustStrategy(Strategy):
             return arrays, 0
         arrays, facts = self._learner.restore(path, arrays)
         self._nodes.restore(facts["nodes"])
-        self._talk.resume()
         log(INFO, "Going on after round %s, from %s", facts["round"], path)
         return arrays, facts["round"]

@@ -48,6 +48,13 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
         log(WARNING, "\t> the reply of node %s counts as absent: %s", node, reason)
     for node in sorted(of.silent):
         log(WARNING, "\t> node %s did not answer in time", node)
+    for node in sorted(of.late):
+        log(
+            WARNING,
+            "\t> all others waited for node %s, which is waited for four graces next "
+            "time; grace_seconds says how long one is",
+            node,
+        )
     if of.unheard:
         nodes = ", ".join(map(str, sorted(of.unheard)))
         log(WARNING, "\t> too few can still answer; not waited for: %s", nodes)
