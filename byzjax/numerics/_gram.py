@@ -10,6 +10,7 @@ the range of floats, one more pass takes them in a unit of length of their size.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,19 @@ _LONG = 1e18
 # the rows around it. Inner products with those rows, where they follow from distances,
 # are off by the last place of the largest one: a hundred times their own last place.
 _FAR_OUT = 1e4
+
+
+class _Pass(NamedTuple):
+    """What products around a row told, and where the next ones would be taken."""
+
+    gram: jax.Array  # [m + 1, m + 1]
+    squared_norms: jax.Array  # [m]
+    distances: jax.Array  # [m, m], squared.
+    center: jax.Array  # Index of the row.
+    usable: jax.Array  # [m], rows that count and have squares in range.
+    far: jax.Array  # Whether it lies far from the majority.
+    crowded: jax.Array  # Whether rows lie together far from it.
+    near: jax.Array  # [m], for each row the index of a better one.
 
 
 @jax.custom_jvp
@@ -227,36 +241,45 @@ def _by_products(rows, origins, present, scale=None):
     m = rows[0].shape[0]
     dtype = _columns.widest_accumulator(rows)
 
-    def pass_around(center, *, parts):
+    def pass_around(centers, *, parts):
         gram, squared_norms = _gram_pass(
-            rows, origins, center, dtype, parts=parts, scale=scale
+            rows, origins, centers, dtype, parts=parts, scale=scale
         )
-        far, better = _judged(gram, squared_norms, center, present)
-        return gram, squared_norms, jnp.asarray(center, jnp.int32), far, better
+        usable = _usable(gram, squared_norms, present)
+        far, better = _judged(gram, squared_norms, centers, usable, present)
+        distances = distances_in(gram)[:m, :m]
+        crowded, leader = _crowds.crowds(gram[:m, :m], distances, usable)
+        # The next pass is around one row for all, or a row of its own crowd for each.
+        near = jnp.where(far, better, leader)
+        center = jnp.asarray(centers, jnp.int32).reshape(-1)[0]
+        return _Pass(gram, squared_norms, distances, center, usable, far, crowded, near)
 
     def again(carry):
-        tries, (*_, far, _) = carry
+        tries, found = carry
         # How many centres are tried is bounded, so no attacker can stall a step.
-        return far & (tries < _MAX_CENTERS)
+        return (found.far | found.crowded) & (tries <= _MAX_CENTERS)
 
     def step(carry):
-        tries, (*_, better) = carry
-        # These passes are rare: cut up, they would take as long to compile again.
-        return tries + 1, pass_around(better, parts=1)
+        tries, old = carry
+        # These passes are rare: cut up, they would take as long to compile again, as
+        # would a program for each of the two.
+        new = pass_around(old.near, parts=1)
+        new = new._replace(far=new.far & (tries < _MAX_CENTERS - 1))
+        apart = _crowds.told_apart(old.distances, new.distances, old.near, old.usable)
+        seen = old._replace(distances=apart, crowded=jnp.asarray(False))
+        kept = jax.tree.map(lambda x, y: jnp.where(old.far, x, y), new, seen)
+        return tries + 1, kept
 
     if scale is None:
         # The first pass stands by itself, as it can leave out its own centre.
         start = jnp.int32(1), pass_around(m - 1, parts=_columns.PRODUCTS)
     else:  # Rare as a whole: one program for all passes.
-        nothing = jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((m,), dtype)
-        last = jnp.int32(m - 1)
-        start = jnp.int32(0), (*nothing, last, jnp.asarray(True), last)
-    _, (gram, squared_norms, center, _, _) = loops.while_loop(again, step, start)
-    seen_from = functools.partial(_products.distances_around_rows, rows, scale=scale)
-    usable = _usable(gram, squared_norms, present)
-    distances = distances_in(gram)[:m, :m]
-    distances = _crowds.told_apart(seen_from, gram[:m, :m], distances, usable)
-    return gram, squared_norms, distances, center
+        last = jnp.full((m,), m - 1, jnp.int32)
+        shapes = jax.eval_shape(functools.partial(pass_around, parts=1), last)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        start = jnp.int32(0), nothing._replace(far=jnp.asarray(True), near=last)
+    found = loops.while_loop(again, step, start)[1]
+    return found.gram, found.squared_norms, found.distances, found.center
 
 
 def _usable(gram, squared_norms, present):
@@ -266,11 +289,10 @@ def _usable(gram, squared_norms, present):
     return usable if present is None else usable & present
 
 
-def _judged(gram, squared_norms, center, present):
+def _judged(gram, squared_norms, centers, finite, present):
     """Whether the centre lies far from the majority, and which row does not."""
     m = squared_norms.shape[0]
     diagonal = jnp.diagonal(gram)[:m]
-    finite = _usable(gram, squared_norms, present)
     there = squared_norms < LARGEST_SQUARE
     if present is not None:
         there &= present
@@ -294,15 +316,18 @@ def _judged(gram, squared_norms, center, present):
     median_norm = smallest[m, jnp.maximum(usable - 1, 0) // 2]
     by_norm = jnp.argmax(norms == median_norm)
     better = jnp.where(known, jnp.argmin(reach), by_norm).astype(jnp.int32)
-    return far & (better != center), better
+    return far & jnp.any(better != centers), better
 
 
 def _gram_pass(rows, origins, center, dtype, *, parts, scale):
-    """One pass over the stack, centred on the row of index `center`."""
+    """One pass over the stack, centred on the row of index `center`, or m rows' own."""
     inner, towards, squared_norms = _products.around_row(
         rows, origins, center, parts=parts, scale=scale
     )
     gram = jnp.block(
-        [[inner, towards[:, None]], [towards[None, :], squared_norms[center]]]
+        [
+            [inner, towards[:, None]],
+            [towards[None, :], squared_norms[jnp.ravel(center)[0]]],
+        ]
     )
     return gram.astype(dtype), squared_norms.astype(dtype)
