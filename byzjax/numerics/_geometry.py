@@ -242,8 +242,18 @@ class Geometry(NamedTuple):
         least = jnp.square(lengths[:, None] - lengths[None, :])
         apart = jnp.clip(apart, least, jnp.square(lengths[:, None] + lengths[None, :]))
         # Products around a row in the midst of the cut ones: from one that was far
-        # out, all of them would lie on each other.
-        gram = plane(squares, apart, finite, self.present)[0]
+        # out, all of them would lie on each other. From distances, or from products
+        # around the origin where rows are left far out: whichever cancel less.
+        gram, center, _ = plane(squares, apart, finite, self.present)
+        inner = jnp.pad(inner, (0, 1))
+        towards = inner[center]
+        by_products = inner - towards[:, None] - towards[None, :] + towards[center]
+        reach = jnp.append(lengths, 0) + lengths[center]
+        reach = lax.stop_gradient(reach)
+        from_center = jnp.append(apart[center], squares[center])
+        lost = lax.stop_gradient(from_center[:, None] + from_center[None, :])
+        closer = lost <= reach[:, None] * reach[None, :]
+        gram = jnp.where(closer, gram, by_products)
         return masked(gram, squares, apart, finite, unit, self.present)
 
     def mixed_finite(self, matrix: jax.Array) -> jax.Array:

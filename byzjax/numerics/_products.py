@@ -46,7 +46,7 @@ def around_row(rows, origins, center, *, parts, scale=None):
         if scale is not None:
             x, c, o = x * scale, c * scale, [v * scale for v in o]
         o = o[0] if o else jnp.zeros_like(x[0])
-        c = c.reshape(-1, o.size)
+        c = jnp.atleast_2d(c)
         y = (x[:-1] if is_last else x) - c
         z = x - o[None]
         return (product(y, y), product(y, o - c[0])), z * z

@@ -128,6 +128,15 @@ FOUND = [
             power=4.02,
         ),
     ),
+    # Cut twice, and nothing of far rows the first time.
+    (
+        "clipping(arc(geometric_median))",
+        Draw(
+            *(17, 8, 3, 1796112492, 1.3e-12, 7.31, "equal"),
+            attack="ladder",
+            power=9.0,
+        ),
+    ),
     # Most rows are equal, and the others cancel: no mean of them is lost for that.
     (
         "nnm(bucketing(krum))",
