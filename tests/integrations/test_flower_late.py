@@ -159,3 +159,64 @@ def test_histories_are_copies():
     robust._nodes.of(1).note_rejected("why")
     robust.histories[1].reasons.clear()
     assert robust.histories[1].reasons == {"why": 1}
+
+
+def test_a_share_is_not_rounded_down_when_honest_nodes_are_lost():
+    """One hostile node of three is one of two when another is lost: half the model."""
+    lost = []
+
+    class Losing(FakeGrid):
+        def get_node_ids(self):
+            return [node for node in self.nodes if node not in lost]
+
+    def far(message, grid):
+        return reply(message, moved(sent_model(message), 1e6))
+
+    robust = strategy(num_byzantine=0.34, round_seconds=1, grace_seconds=0.1)
+    grid = Losing({1: honest, 2: honest, 3: far})
+    result = robust.start(
+        grid, model(), 2, evaluate_fn=lambda n, arrays: lost.extend([1] * (n == 1))
+    )
+    # With nobody to ask there is no verdict, and the model is that of the first round.
+    kept = result.train_metrics_clientapp
+    assert kept[1]["byzantine-assumed"] == 1 and kept[2]["model-kept"] == 1
+
+
+@pytest.mark.parametrize("n, f", [(4, 1), (7, 2)])
+def test_honest_nodes_that_were_all_cut_off_are_waited_for_again(n, f):
+    """Doubted, they had a grace after the one that answered at once, for ever."""
+    slow = late(0.7)
+
+    def once_cut_off(message, grid):
+        cut_off = message.content["config"]["server-round"] == 1
+        return None if cut_off else slow(message, grid)
+
+    robust = strategy(num_byzantine=f, round_seconds=1.5, grace_seconds=0.1)
+    grid = FakeGrid({1: honest} | dict.fromkeys(range(2, n + 1), once_cut_off))
+    result = robust.start(grid, model(), 3)
+    kept = [found["model-kept"] for found in result.train_metrics_clientapp.values()]
+    assert kept == [1, 0, 0]
+
+
+def test_a_node_that_was_silent_once_is_used_again_where_bodies_are_large():
+    """Its turn comes when the grace has passed, with the server at the others."""
+
+    def large(message, grid):
+        time.sleep(0.15)
+        return honest(message, grid)
+
+    def silent_once(message, grid):
+        first = message.content["config"]["server-round"] == 1
+        return None if first else large(message, grid)
+
+    robust = strategy(num_byzantine=3, grace_seconds=0.1)
+    grid = FakeGrid(dict.fromkeys(range(1, 12), large) | {12: silent_once})
+    robust.start(grid, model(), 4)
+    history = robust.histories[12]
+    assert (history.silent, history.accepted) == (1, history.asked - 1)
+
+
+def test_who_is_not_needed_is_never_late():
+    robust = strategy(grace_seconds=0.0)
+    robust.start(FakeGrid(dict.fromkeys(range(1, 6), honest)), model(), 3)
+    assert not any(history.useless for history in robust.histories.values())

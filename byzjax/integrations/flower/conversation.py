@@ -30,6 +30,7 @@ class Conversation:
         self._expected: int | None = None
         self._held_up: int | None = None
         self._pulls = exchange.Pulls()
+        self.most_drawn: dict[str, int] = {}  # By kind.
 
     def messages(
         self,
@@ -51,10 +52,11 @@ class Conversation:
         size = self._size(kind)
         # Of those drawn before some are left to rest: hostile nodes answer in time, and
         # among fewer they would be a larger share.
-        f = self._f(size, needs)
+        f = self._f(kind, size, needs)
         least = needs(f, size).least
         # f of them may be silent: with those who rest as many may be missing as answer.
         least = size if least is None else min(least + f, size)
+        self.most_drawn[kind] = max(size, self.most_drawn.get(kind, 0))
         asked = self._nodes.choose(self.connected, size, least, server_round)
         quorum = needs(f, len(asked))._replace(
             drawn=size, doubtful=self._nodes.doubtful(asked)
@@ -112,14 +114,18 @@ class Conversation:
             verdicts.log_replies(kind, current, server_round)
         return current
 
-    def _f(self, size: int, needs: Needs) -> int:
+    def _f(self, kind: str, size: int, needs: Needs) -> int:
         """How many of those drawn may be Byzantine: a share is rounded up.
 
-        But down where the rule serves them only so: no more of them are hostile, and
-        one node that comes is no reason to stop.
+        But down where the rule serves them only so: one node that comes is no reason to
+        stop. Then of as many as were ever drawn: when honest nodes are lost, there are
+        as many hostile ones as before. Never to none.
         """
-        least, most = self._settings.f(size)
-        return least if needs(most, size).least is None else most
+        most = self._settings.f(size)[1]
+        drawn = max(size, self.most_drawn.get(kind, 0))
+        least = self._settings.f(drawn)[0]
+        served = least > 0 and needs(least, size).least is not None
+        return least if served and needs(most, size).least is None else most
 
     def _size(self, kind: str) -> int:
         """How many of those connected to ask."""
@@ -142,7 +148,7 @@ class Conversation:
             self.connected = list(grid.get_node_ids())
             here = len(self.connected)
             size = self._size(kind)
-            f = self._f(size, needs)
+            f = self._f(kind, size, needs)
             too_few = not here or needs(f, size).least is None
             if here >= least and not too_few:
                 break

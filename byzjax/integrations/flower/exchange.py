@@ -15,7 +15,7 @@ from byzjax.integrations.flower.rounds import Refusal, Round
 
 _PATIENCE = 2.0  # Seconds that pulls may hold up the others, if not as all do.
 _UNUSUAL = 4  # How many times as long as most a pull may take and still be as they are.
-_GLANCE = 0.05  # Seconds that one more may, or one of a node that lately was no use.
+_GLANCE = 0.05  # Seconds that one more may.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # Seconds between looks for replies.
 _TRIES = 3  # Of a pull that fails.
 _GONE = 10.0  # Seconds after which a node that left is not expected back.
@@ -110,19 +110,17 @@ def replies(
                 continue
             hanging.pop(node, None)
             left = of.seconds_left()
-            doubtful = node in of.doubtful
-            patience = _GLANCE if doubtful else usual
             if message_id in unseen:  # What is left may be too short to pull it in.
-                left = max(left, min(patience, of.seconds_left_of_round()))
+                left = max(left, min(usual, of.seconds_left_of_round()))
             if left <= 0:
                 continue
             pull, waited = waiting[message_id], 0.0
             if pull is None:
                 pull = waiting[message_id] = Pull(grid, message_id, limits)
-                most = max(_GLANCE, min(patience, _PATIENCE - held))
+                most = max(_GLANCE, min(usual, _PATIENCE - held))
                 waited = pull.wait(min(left, most))
                 held += waited
-            if of.is_settled and (pull.age >= patience or not pull.is_alive()):
+            if of.is_settled and (pull.age >= usual or not pull.is_alive()):
                 unseen.discard(message_id)
             if pull.is_alive():
                 continue

@@ -17,6 +17,7 @@ _MOST_METRICS = 64  # Names read of one client's metrics.
 _SUPERLINK = 1  # The node id under which the SuperLink reports errors.
 _TO_THE_RULE = 0.5  # Grace for the last replies, as a share of the time of the others.
 _LEAST_GRACE = 3.0  # Seconds: what Flower's clients take to hand over a reply.
+_BUSY = 2.0  # Seconds that the server may take for others before it looks at a reply.
 
 
 class Refusal(Error):
@@ -150,10 +151,12 @@ class Round:
         """Whether only those are out that are not waited for as long as a round lasts.
 
         There is an aggregate without them, or they were of no use lately: a node that
-        is needed would hold up every round, by silence or by coming late.
+        is needed would hold up every round, by silence or by coming late. Of these no
+        more than f: more were cut off, and are honest.
         """
-        out = self.doubtful.issuperset(self._missing)
-        return self.has_enough or (out and len(self.doubtful) < len(self.asked))
+        missing = self._missing
+        few = len(missing) <= self.num_byzantine
+        return self.has_enough or (few and self.doubtful.issuperset(missing))
 
     @property
     def is_lost(self) -> bool:
@@ -193,12 +196,14 @@ class Round:
         return max(_TO_THE_RULE * after, _LEAST_GRACE) if grace is None else grace
 
     def _note_time(self, node: int) -> None:
-        """Of a reply that can be used: whether all but f others waited for it."""
+        """Of a reply that is needed: whether all but f others waited for it."""
+        if len(self.replies) > self.enough:
+            return
         passed = time.monotonic() - self._began
         after = self._others_after
         if after is None and len(self._missing) <= self.num_byzantine:
             self._others_after = passed
-        elif after is not None and passed > after + 4 * self._grace(after):
+        elif after is not None and passed > after + 4 * self._grace(after) + _BUSY:
             self.late.add(node)
 
     def reopen(self) -> None:

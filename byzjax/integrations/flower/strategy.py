@@ -238,12 +238,11 @@ class RobustStrategy(Strategy):
         sent, quorum = self._talk.messages(
             "evaluate", server_round, arrays, config, grid, outvoted
         )
-        budget = self._settings.budget(self._talk.timeout)
         current = Round(
             sent,
             quorum.num_byzantine,
             quorum.least or 1,
-            budget,
+            self._settings.budget(self._talk.timeout),
             doubtful=quorum.doubtful,
         )
         self._talk.begin("evaluate", current)
@@ -264,10 +263,10 @@ class RobustStrategy(Strategy):
 
     def summary(self) -> None:
         """Logs what the strategy assumes."""
-        settings = self._settings
-        log(INFO, "\t├──> Byzantine nodes: %s", settings.num_byzantine)
-        log(INFO, "\t├──> Seconds a round: %s", settings.budget(self._talk.timeout)[0])
-        log(INFO, "\t└──> Checkpoint: %s", settings.checkpoint or "none")
+        told = self._settings
+        log(INFO, "\t├──> Byzantine nodes: %s", told.num_byzantine)
+        log(INFO, "\t├──> Seconds a round: %s", told.budget(self._talk.timeout)[0])
+        log(INFO, "\t└──> Checkpoint: %s", told.checkpoint or "none")
 
     def start(
         self,
@@ -281,8 +280,8 @@ class RobustStrategy(Strategy):
     ) -> Result:
         """Runs the rounds, or with a checkpoint those that are left of them.
 
-        As Flower's, but replies are screened one by one and waited for while needed. A
-        second `start` goes on with memories and histories: a new strategy has none.
+        Replies are screened one by one and waited for while needed. A second `start`
+        goes on with memories and histories: a new strategy has none.
 
         Args:
           grid: Flower's, as a ServerApp is given it.
@@ -324,7 +323,7 @@ class RobustStrategy(Strategy):
             if found is not None:
                 result.train_metrics_clientapp[server_round] = found
             if self._settings.checkpoint is not None:
-                facts = {"nodes": self._nodes.saved()}
+                facts = dict(nodes=self._nodes.saved(), drawn=self._talk.most_drawn)
                 self._learner.save(self._settings.checkpoint, server_round, facts)
             config = ConfigRecord() if evaluate_config is None else evaluate_config
             sent = self.configure_evaluate(server_round, result.arrays, config, grid)
@@ -346,5 +345,6 @@ class RobustStrategy(Strategy):
             return arrays, 0
         arrays, facts = self._learner.restore(path, arrays)
         self._nodes.restore(facts["nodes"])
+        self._talk.most_drawn |= facts["drawn"]
         log(INFO, "Going on after round %s, from %s", facts["round"], path)
         return arrays, facts["round"]
