@@ -46,9 +46,9 @@ def geometric_median(
     float32: the minimum is then that of the others. It is known to some ten units in
     the last place of the rows at best, and along a line that rows are near no better
     than sums tell: of an even number, all between the middle two are nearly minima,
-    and of rows within ε times their distance of a line it is known to 10^-7/ε² of it.
+    and of rows within ε times their distance of a line it is known to 10^-6/ε² of it.
     Two passes over the stack, with more than 48 workers one more where some are as
-    close together as 1% of how far out they are, and O(m³) for each of some ten steps,
+    close together as 2% of how far out they are, and O(m³) for each of some ten steps,
     O(m²) for one of Weiszfeld's.
 
     Args:

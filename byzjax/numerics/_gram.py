@@ -246,8 +246,8 @@ def _by_products(rows, origins, present, scale=None):
             rows, origins, centers, dtype, parts=parts, scale=scale
         )
         usable = _usable(gram, squared_norms, present)
-        far, better = _judged(gram, squared_norms, centers, usable, present)
         distances = distances_in(gram)[:m, :m]
+        far, better = _judged(gram, squared_norms, distances, centers, usable, present)
         crowded, leader = _crowds.crowds(gram[:m, :m], distances, usable)
         # The next pass is around one row for all, or a row of its own crowd for each.
         near = jnp.where(far, better, leader)
@@ -289,14 +289,13 @@ def _usable(gram, squared_norms, present):
     return usable if present is None else usable & present
 
 
-def _judged(gram, squared_norms, centers, finite, present):
+def _judged(gram, squared_norms, distances, centers, finite, present):
     """Whether the centre lies far from the majority, and which row does not."""
     m = squared_norms.shape[0]
     diagonal = jnp.diagonal(gram)[:m]
     there = squared_norms < LARGEST_SQUARE
     if present is not None:
         there &= present
-    distances = distances_in(gram)[:m, :m]
     both = finite[:, None] & finite[None, :]
     distances = jnp.where(both, distances, jnp.inf)
     norms = jnp.where(there, squared_norms, jnp.inf)

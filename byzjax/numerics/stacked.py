@@ -83,9 +83,10 @@ def geometry(
     """Reads the geometry of a stack, in one pass over it in the ordinary case.
 
     The rows are centred on one in their midst. Only what an attacker or a broken worker
-    sends may ask for more passes, two at most: a centre that turns out to lie far from
-    the majority, or rows far from any centre. And where most rows are longer than 10^9
-    or shorter than 10^-10, two more are made in a unit of their size.
+    sends may ask for more passes, three at most: a centre that turns out to lie far
+    from the majority, rows far from any centre, or crowded together and no copies, as
+    rows of few coordinates may be by themselves. And where most rows are longer than
+    10^9 or shorter than 10^-10, two more are made in a unit of their size.
 
     Args:
       updates: stacked tree, leaves `[m, ...]`.

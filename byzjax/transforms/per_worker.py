@@ -105,9 +105,8 @@ def per_worker(
             message, after = one.update(updates, state, params, **own)
             good = trees.all_finite((updates, message))
             good &= trees.stays_finite(after, state)
-            here = None if present is None else present[worker]
-            if here is not None:
-                good &= here
+            if present is not None:
+                good &= present[worker]
             return message, trees.after_step(good, after, state)
 
         workers = jnp.arange(m, dtype=jnp.int32)

@@ -177,7 +177,6 @@ def test_a_share_is_not_rounded_down_when_honest_nodes_are_lost():
     result = robust.start(
         grid, model(), 2, evaluate_fn=lambda n, arrays: lost.extend([1] * (n == 1))
     )
-    # With nobody to ask there is no verdict, and the model is that of the first round.
     kept = result.train_metrics_clientapp
     assert kept[1]["byzantine-assumed"] == 1 and kept[2]["model-kept"] == 1
 

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from byzjax.numerics import _columns, _pairs, _pairs_gpu, stacked
+from byzjax.numerics import (
+    _columns,
+    _crowds,
+    _pairs,
+    _pairs_gpu,
+    _products,
+    stacked,
+)
 from tests.numerics import clusters
 from tests.numerics.clusters import BLOCK, D, M, assert_distances, clustered, squared
 
@@ -96,6 +103,20 @@ def test_distances_within_crowds_far_from_the_centre(place, far):
     rows[3:5, 2:] = np.nan if far > 1 else 0
     apart = np.array([0, 1, 2, 5, 6, 7, 8, 9, 10])
     assert_distances(rows, apart, rtol=1e-3)
+
+
+def test_copies_ask_for_no_other_look():
+    """What many attacks send, in every step of a simulation."""
+    rows = clustered(9, spread=1)
+    rows[:4], rows[7:9] = rows[0], 1e4 * rows[7]
+    for near, asks in ((0, False), (1e-3, True)):
+        rows[3] = rows[0] * (1 + near)
+        inner, _, _ = _products.around_row(
+            [jnp.asarray(rows)], None, jnp.int32(M - 1), parts=1
+        )
+        distances = _products.distances_in(inner)
+        crowded, _ = _crowds.crowds(inner, distances, jnp.ones(M, bool))
+        assert crowded == asks
 
 
 def test_float64_rows_are_measured_in_float64():

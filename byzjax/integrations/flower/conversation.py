@@ -118,8 +118,8 @@ class Conversation:
         """How many of those drawn may be Byzantine: a share is rounded up.
 
         But down where the rule serves them only so: one node that comes is no reason to
-        stop. Then of as many as were ever drawn: when honest nodes are lost, there are
-        as many hostile ones as before. Never to none.
+        stop. Then of as many as were ever drawn: those that were lost may have been
+        honest, and there are as many hostile ones as before. Never to none.
         """
         most = self._settings.f(size)[1]
         drawn = max(size, self.most_drawn.get(kind, 0))

@@ -13,8 +13,8 @@ from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.pulling import Limits, Pull
 from byzjax.integrations.flower.rounds import Refusal, Round
 
-_PATIENCE = 2.0  # Seconds that pulls may hold up the others, if not as all do.
-_UNUSUAL = 4  # How many times as long as most a pull may take and still be as they are.
+_PATIENCE = 2.0  # Seconds that pulls without use, or unusual ones, may hold up others.
+_USUAL = 4  # Times as long as most that a pull may take, and no more be unusual.
 _GLANCE = 0.05  # Seconds that one more may.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # Seconds between looks for replies.
 _TRIES = 3  # Of a pull that fails.
@@ -48,7 +48,7 @@ class Pulls:
     def patience(self, of: Round) -> float:
         """Seconds that one pull is waited for before the next begins."""
         usual = self._usual.get(of.model is not None, math.inf)
-        return min(_PATIENCE, max(_GLANCE, _UNUSUAL * usual))
+        return min(_PATIENCE, max(_GLANCE, _USUAL * usual))
 
     def note(self, of: Round, took: list[float]) -> None:
         """How long pulls took that brought a reply: f of more than 2 f tell nothing."""

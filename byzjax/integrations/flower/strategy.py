@@ -54,9 +54,9 @@ class RobustStrategy(Strategy):
     decided by the message that it answers, never by what it claims. `start` also bounds
     time and memory: the replies of a round take n copies of the model in float32, one
     on its way up to four while Flower puts it together, as does each whose body takes
-    longer than 2 s. It is needed for that: Flower's own ends with the first reply that
-    cannot be inflated. f counts nodes: where these are not authenticated, anybody
-    registers as many as they like. A round costs copying the replies, and the rule.
+    2 s, or four times as long as most. It is needed for that: Flower's own ends with a
+    reply that cannot be inflated. f counts nodes: where these are not authenticated,
+    anybody registers as many as they like. A round costs copying replies, and the rule.
 
     Args:
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
