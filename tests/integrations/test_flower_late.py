@@ -10,6 +10,7 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 import byzjax
+from byzjax.integrations.flower import rounds
 from byzjax.integrations.flower.nodes import Nodes
 from tests.integrations.fake_grid import (
     FakeGrid,
@@ -161,7 +162,10 @@ def test_histories_are_copies():
     assert robust.histories[1].reasons == {"why": 1}
 
 
-def test_a_share_is_not_rounded_down_when_honest_nodes_are_lost():
+@pytest.mark.parametrize(
+    ("share", "nodes", "left", "f"), [(0.34, 3, 2, 1), (0.4, 10, 8, 4)]
+)
+def test_a_share_is_not_rounded_down_when_honest_nodes_are_lost(share, nodes, left, f):
     """One hostile node of three is one of two when another is lost: half the model."""
     lost = []
 
@@ -172,13 +176,24 @@ def test_a_share_is_not_rounded_down_when_honest_nodes_are_lost():
     def far(message, grid):
         return reply(message, moved(sent_model(message), 1e6))
 
-    robust = strategy(num_byzantine=0.34, round_seconds=1, grace_seconds=0.1)
-    grid = Losing({1: honest, 2: honest, 3: far})
-    result = robust.start(
-        grid, model(), 2, evaluate_fn=lambda n, arrays: lost.extend([1] * (n == 1))
-    )
+    def lose(server_round, arrays):
+        if server_round == 1:
+            lost.extend(range(1, nodes - left + 1))
+
+    robust = strategy(num_byzantine=share, round_seconds=1, grace_seconds=0.1)
+    grid = Losing({i: honest if i <= nodes - f else far for i in range(1, nodes + 1)})
+    result = robust.start(grid, model(), 2, evaluate_fn=lose)
     kept = result.train_metrics_clientapp
-    assert kept[1]["byzantine-assumed"] == 1 and kept[2]["model-kept"] == 1
+    assert kept[1]["byzantine-assumed"] == f
+    assert [kept[n]["model-kept"] for n in (1, 2)] == [0, 1]
+
+
+def test_a_share_is_never_rounded_down_to_none():
+    """Of two nodes it is less than one, and one of them may be hostile."""
+    grid = FakeGrid({1: honest, 2: honest})
+    robust = strategy(num_byzantine=0.34, round_seconds=0.2)
+    found = robust.start(grid, model(), 1).train_metrics_clientapp
+    assert found[1]["model-kept"] == 1
 
 
 @pytest.mark.parametrize("n, f", [(4, 1), (7, 2)])
@@ -215,7 +230,18 @@ def test_a_node_that_was_silent_once_is_used_again_where_bodies_are_large():
     assert (history.silent, history.accepted) == (1, history.asked - 1)
 
 
-def test_who_is_not_needed_is_never_late():
+def test_who_is_needed_is_not_late_while_the_server_is_at_others():
+    def large(message, grid):
+        time.sleep(0.3)
+        return honest(message, grid)
+
+    robust = strategy(grace_seconds=0.05)
+    robust.start(FakeGrid(dict.fromkeys([1, 2, 3], large)), model(), 2)
+    assert not any(history.useless for history in robust.histories.values())
+
+
+def test_who_is_not_needed_is_never_late(monkeypatch):
+    monkeypatch.setattr(rounds, "_BUSY", 0.0)
     robust = strategy(grace_seconds=0.0)
     robust.start(FakeGrid(dict.fromkeys(range(1, 6), honest)), model(), 3)
     assert not any(history.useless for history in robust.histories.values())

@@ -92,7 +92,7 @@ def replies(
     failures = dict.fromkeys(sent, 0)
     # Not looked for, or not for long, since those waited for were there.
     unseen = set(sent)
-    held = 0.0  # Seconds that pulls have taken that came to nothing, or too slowly.
+    held = 0.0  # Seconds that were waited for pulls that did not end meanwhile.
     pause = _FIRST_PAUSE
     pulls.forget_ended()
     hanging, usual, took = pulls.hanging, pulls.patience(of), []
@@ -136,8 +136,7 @@ def replies(
                 reason = f"cannot be pulled: {type(error).__name__}"
                 reply = _refusal(reason, sent[message_id])
             else:
-                if reply is None or pull.seconds <= usual:
-                    held -= waited
+                held -= waited
             if reply is None:
                 continue
             came = True
