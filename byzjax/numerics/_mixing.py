@@ -1,4 +1,4 @@
-"""Rows made of others: their means, read one by one, or a product."""
+"""Rows made of others: their sums, read one by one, or a product."""
 
 import functools
 
@@ -7,10 +7,57 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from byzjax import loops
 from byzjax.numerics import order
+from byzjax.numerics._columns import flat_rows
 from byzjax.numerics._gram import product
+from byzjax.numerics._loops import on_all_cores
 from byzjax.numerics._reductions import row_sum
 from byzjax.trees import accumulator_dtype
+
+_GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def summed(few: int | None, x, w, first):
+    """Σ w_i x_i of one leaf, of the `first` few rows if these are all that count."""
+    rows = range(len(w)) if few is None else [first[i] for i in range(few)]
+    if len(rows) <= order.NETWORK_LIMIT:
+        return _sum_of(rows, x, w)
+    # All at once the program would grow with m.
+    count = -(-x.shape[0] // _GROUP)
+    # Rows that the last group lacks are the last row again, of weight zero.
+    w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
+
+    def add(k, total):
+        start = on_all_cores(k) * _GROUP
+        return total + _sum_of([start + j for j in range(_GROUP)], x, w)
+
+    return loops.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
+
+
+@summed.defjvp
+def summed_jvp(few, primals, tangents):
+    # As products: backwards, a sum of single rows would be one of as many stacks.
+    (x, w, first), (moved, lighter, _) = primals, tangents
+    counts = beside(w, x) != 0
+    flat = [flat_rows(jnp.where(counts, y, 0)).astype(w.dtype) for y in (x, moved)]
+    still, moved = (y.T for y in flat)
+    change = product(w, moved) + product(lighter, still)
+    return summed(few, x, w, first), change.reshape(x.shape[1:])
+
+
+def _sum_of(rows, x, w):
+    def term(i):
+        row = lax.dynamic_index_in_dim(x, i, keepdims=False)
+        return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
+
+    return row_sum([term(i) for i in rows])
+
+
+def beside(weights, rows):
+    """Weights `[m]` shaped to go with `[m, ...]`."""
+    return weights.reshape((-1,) + (1,) * (rows.ndim - 1))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -11,13 +11,11 @@ NaN. Lengths are right wherever they are floats, though their squares may not be
 else the largest float.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from byzjax import checks, loops, trees
 from byzjax.numerics import _columns, _range, order
@@ -32,10 +30,9 @@ from byzjax.numerics._geometry import (
 )
 from byzjax.numerics._gram import centered_gram, product
 from byzjax.numerics._lengths import distances_to_row, distances_to_tree, norm
-from byzjax.numerics._loops import by_platform, on_all_cores
-from byzjax.numerics._mixing import means, mixed
+from byzjax.numerics._loops import by_platform
+from byzjax.numerics._mixing import beside, means, mixed, summed
 from byzjax.numerics._range import LARGEST_SQUARE, inverse, power_of_two
-from byzjax.numerics._reductions import row_sum
 from byzjax.numerics.devices import coordinates, drawn, each, is_split
 from byzjax.trees import accumulator_dtype
 
@@ -71,7 +68,6 @@ __all__ = [
 # Rows mixed one by one, in a longer program: four times as fast on CPU as a product.
 _MOST_TERMS = 256
 _MOST_IN_PARTS = 32  # Rows whose reduction is compiled for each part of a block.
-_GROUP = 8  # Rows of many that are added up at once: with more, memory is slower.
 
 
 def geometry(
@@ -185,55 +181,13 @@ def weighted_sum(
     w = weights.astype(_columns.widest_accumulator(jax.tree.leaves(updates)))
 
     def of_leaf(x, *o):
-        out = _summed(few, x, w, first)
+        out = summed(few, x, w, first)
         if o:
             out += (1 - jnp.sum(w)) * o[0].astype(w.dtype)
         return out.astype(x.dtype)
 
     others = () if origin is None else (origin,)
     return _columns.map_bundles(of_leaf, updates, *others)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _summed(few: int | None, x, w, first):
-    """Σ w_i x_i of one leaf, of the `first` few rows if these are all that count."""
-    rows = range(len(w)) if few is None else [first[i] for i in range(few)]
-    if len(rows) <= order.NETWORK_LIMIT:
-        return _sum_of(rows, x, w)
-    # All at once the program would grow with m.
-    count = -(-x.shape[0] // _GROUP)
-    # Rows that the last group lacks are the last row again, of weight zero.
-    w = jnp.pad(w, (0, count * _GROUP - x.shape[0]))
-
-    def add(k, total):
-        start = on_all_cores(k) * _GROUP
-        return total + _sum_of([start + j for j in range(_GROUP)], x, w)
-
-    return loops.fori_loop(0, count, add, jnp.zeros(x.shape[1:], w.dtype))
-
-
-@_summed.defjvp
-def _summed_jvp(few, primals, tangents):
-    # As products: backwards, a sum of single rows would be one of as many stacks.
-    (x, w, first), (moved, lighter, _) = primals, tangents
-    counts = _beside(w, x) != 0
-    flat = [flat_rows(jnp.where(counts, y, 0)).astype(w.dtype) for y in (x, moved)]
-    still, moved = (y.T for y in flat)
-    change = product(w, moved) + product(lighter, still)
-    return _summed(few, x, w, first), change.reshape(x.shape[1:])
-
-
-def _sum_of(rows, x, w):
-    def term(i):
-        row = lax.dynamic_index_in_dim(x, i, keepdims=False)
-        return w[i] * jnp.where(w[i] != 0, row.astype(w.dtype), 0)
-
-    return row_sum([term(i) for i in rows])
-
-
-def _beside(weights, rows):
-    """Weights `[m]` shaped to go with `[m, ...]`."""
-    return weights.reshape((-1,) + (1,) * (rows.ndim - 1))
 
 
 def scale(updates: trees.Tree, factors: jax.Array) -> trees.Tree:
@@ -245,7 +199,7 @@ def scale(updates: trees.Tree, factors: jax.Array) -> trees.Tree:
     """
 
     def of_leaf(x):
-        kept = _beside(factors, x)
+        kept = beside(factors, x)
         wide = x.astype(accumulator_dtype(x.dtype))
         return jnp.where(kept != 0, wide * kept.astype(wide.dtype), 0).astype(x.dtype)
 
