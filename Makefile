@@ -1,7 +1,9 @@
 # Needs make and a Python >= 3.11; everything else is installed into environments here.
 #
 #   make demo     train under attack, about two minutes (environment: .venv)
-#   make test     lint, types and all tests on the built wheel (environment: .venv-test)
+#   make test     lint, types and the tests on the built wheel, about ten minutes
+#                 (environment: .venv-test)
+#   make test-all the same with the slow tests, half an hour; CI runs it
 #   make test-flower  the tests of byzjax.integrations.flower (environment: .venv-flower)
 #   make docs     the site, into build/docs (environment: .venv-docs)
 #   make lint     ruff and pyright only
@@ -58,7 +60,7 @@ define PIP_FAILED
   echo "pip's output, with PIP_FLAGS=--verbose." >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-flower docs lint format clean
+.PHONY: help demo test test-all test-flower docs lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -133,9 +135,11 @@ docs: $(DOCS_STAMP)
 	  -d build/doctrees -c docs . build/docs
 	@echo "The site is in build/docs: open build/docs/index.html."
 
-# In a folder of its own, where only the installed package can be imported. pytest comes
-# last, in one run, so that its closing line is the last one.
-test: $(TEST_STAMP) lint
+# Slow ones are left out by one, and not by the other. In a folder of its own, where only
+# the installed package can be imported. pytest comes last, in one run, so that its
+# closing line is the last one.
+test: CHOSEN = -m 'not slow'
+test test-all: $(TEST_STAMP) lint
 	@$(BUILD_WHEEL) && $(TEST_BIN)/python -m pip install $(PIP_FLAGS) --no-deps \
 	  --force-reinstall build/wheel/*.whl
 	@set -e; python="$(CURDIR)/$(TEST_BIN)/python"; \
@@ -143,7 +147,7 @@ test: $(TEST_STAMP) lint
 	cp -R $(wildcard $(TESTED_FILES)) "$$folder"; cd "$$folder"; \
 	env -u PYTHONPATH BYZJAX_TEST_INSTALLED=1 "$$python" -m pytest \
 	  -n logical --maxprocesses 4 --dist loadgroup --durations 10 \
-	  $(PYTEST_FLAGS) --pyargs byzjax ./tests
+	  $(CHOSEN) $(PYTEST_FLAGS) --pyargs byzjax ./tests
 
 clean:
 	rm -rf .venv .venv-test .venv-flower .venv-docs build dist .pytest_cache .ruff_cache .hypothesis

@@ -16,25 +16,24 @@ from tests.rules import RULES, Rule
 M, D = 11, 12  # The shape that nearly all tests share, so each rule compiles it once.
 
 
-def where(condition, slow=lambda rule: False) -> list:
-    """Rows of the table as parameters; one process runs all that concerns a row."""
-    chosen = []
-    for rule in filter(condition, RULES):
-        marks = [pytest.mark.xdist_group(rule.name)]
-        marks += [pytest.mark.slow] if slow(rule) else []
-        chosen.append(pytest.param(rule, id=rule.name, marks=marks))
-    return chosen
+def _marks(rule: Rule) -> list:
+    """One process runs all that concerns a row; conventions of another row wait."""
+    group = pytest.mark.xdist_group(rule.name)
+    return [group, pytest.mark.slow] if rule.variant else [group]
+
+
+def where(condition) -> list:
+    """Rows of the table as parameters."""
+    return [
+        pytest.param(rule, id=rule.name, marks=_marks(rule))
+        for rule in filter(condition, RULES)
+    ]
 
 
 def where_each(values, condition) -> list:
     """The same for pairs of a row of the table and one of some values."""
     return [
-        pytest.param(
-            rule,
-            value,
-            id=f"{value}-{rule.name}",
-            marks=pytest.mark.xdist_group(rule.name),
-        )
+        pytest.param(rule, value, id=f"{value}-{rule.name}", marks=_marks(rule))
         for value in values
         for rule in RULES
         if condition(rule, value)

@@ -217,6 +217,7 @@ def shape_of(make, dtype, *traced):
     return jax.eval_shape(used, rows, *traced)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [OF_NUMBERS, STATIC, STRENGTHS], ids=["rules", "static", "attacks"]
 )

@@ -10,6 +10,7 @@ import byzjax
 from tests import rules, stacks
 from tests.attacks_table import F, M, key_of, matrix, table
 
+pytestmark = pytest.mark.slow
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 

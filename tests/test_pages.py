@@ -52,6 +52,7 @@ def run(page):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     "page",

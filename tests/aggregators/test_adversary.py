@@ -26,6 +26,7 @@ def f_of(name: str, m: int) -> int:
 
 def case(name, m=9, d=3, **how):
     marks = [pytest.mark.xdist_group(f"adversary {name}")]
+    marks += [pytest.mark.slow] if name in trials.PAIRS or m > 11 else []
     words = "-".join(str(value) for value in (m, *how.values()))
     return pytest.param(name, m, d, how, id=f"{name}-{words}", marks=marks)
 
@@ -182,6 +183,7 @@ FOUND = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, draw", FOUND)
 def test_what_was_found_is_kept(name, draw):
     assert trials.tried(name, draw) is None, trials.tried(name, draw)

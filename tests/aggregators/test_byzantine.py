@@ -37,9 +37,8 @@ def test_poisoned_rows_do_no_harm(rule, place):
     assert_unharmed(rule, some_f(rule), place)
 
 
-@pytest.mark.parametrize(
-    "rule", where(lambda r: r.poison_proof, slow=lambda r: r.variant)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", where(lambda r: r.poison_proof))
 @pytest.mark.parametrize("place", PLACES)
 def test_as_many_poisoned_rows_as_allowed_do_no_harm(rule, place):
     assert_unharmed(rule, rule.most(M), place)
@@ -66,9 +65,7 @@ def assert_unharmed(rule: Rule, f: int, place: str):
             )
 
 
-@pytest.mark.parametrize(
-    "rule", where(lambda r: r.poison_proof, slow=lambda r: r.variant)
-)
+@pytest.mark.parametrize("rule", where(lambda r: r.poison_proof))
 def test_a_poisoned_leaf_poisons_its_worker_only(rule):
     f = some_f(rule)
     rows = gaussian(seed=54)
@@ -100,9 +97,7 @@ def attacks(honest: np.ndarray, f: int):
         yield centre + np.geomspace(z, 1, f)[:, None] * spread * rng.normal(size=D)
 
 
-@pytest.mark.parametrize(
-    "rule", where(lambda r: r.kappa is not None, slow=lambda r: r.variant)
-)
+@pytest.mark.parametrize("rule", where(lambda r: r.kappa is not None))
 @pytest.mark.parametrize("most", [False, True], ids=["two", "most"])
 def test_error_is_within_the_proven_constant(rule, most):
     f = rule.most(M) if most else some_f(rule)
@@ -133,7 +128,7 @@ def test_equal_weights_are_no_weights(rule):
         assert_near(got, run(rule, rows), rows, rule.tolerance)
 
 
-@pytest.mark.parametrize("rule", where(lambda r: r.weighted, lambda r: r.variant))
+@pytest.mark.parametrize("rule", where(lambda r: r.weighted))
 def test_integer_weights_are_repeated_rows(rule):
     rows, f = gaussian(seed=71), some_f(rule)
     weights = np.array([0, 1, 2, 3, 4, 5, 6, 5, 4, 2, 1])

@@ -9,6 +9,8 @@ import pytest
 import byzjax
 from tests.compiling import AS_USERS_DO
 
+pytestmark = pytest.mark.slow
+
 M, F, D = 17, 7, 200_000
 ONE = D * 4  # Bytes of [d].
 STACK = M * ONE
@@ -90,12 +92,8 @@ def test_what_a_trimmed_mean_sums_is_written(m):
     assert re.search(rf"= f32\[{m},\d+\]\S* fusion\(", text)
 
 
-@pytest.mark.parametrize(
-    "m, d", [(M, 100_000), (65, 1_000_000), (128, 1_000_000), (512, 1_000_000)]
-)
-@pytest.mark.parametrize(
-    "name", ["mean", "meamed", "phocas", "monna", "krum", "ctma(median)"]
-)
+@pytest.mark.parametrize("m, d", [(M, 100_000), (65, 1_000_000), (512, 1_000_000)])
+@pytest.mark.parametrize("name", ["mean", "meamed", "monna", "krum", "ctma(median)"])
 def test_memory_beside_the_stack_does_not_grow_with_it(name, m, d):
     rule = RULES[name][0]
     sizes = [

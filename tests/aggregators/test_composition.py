@@ -115,6 +115,7 @@ def test_no_pair_is_harmed_by_poisoned_rows(outer, inner, base):
             assert (got <= honest.max(axis=0) + slack).all(), (poison, at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer, inner", PAIRS)
 def test_pairs_serve_trees(outer, inner):
     function, *_ = nested(outer, inner, "median", 1)
@@ -145,6 +146,7 @@ def weighings():
 WEIGHINGS = [pytest.param(*case, id=case[0]) for case in weighings()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, rule, atol", WEIGHINGS)
 @pytest.mark.parametrize("meta", ["ctma", "nnm"])
 def test_composing_in_the_geometry_is_composing_on_rows(name, rule, atol, meta):

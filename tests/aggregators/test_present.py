@@ -29,9 +29,7 @@ def made(rule):
     return rule.make(M - 2, max(0, min(F, rule.most(M - 2))))
 
 
-serving = pytest.mark.parametrize(
-    "rule", where(lambda r: not subsets(r), slow=lambda r: r.variant)
-)
+serving = pytest.mark.parametrize("rule", where(lambda r: not subsets(r)))
 # A compiler that optimizes rounds both programs alike.
 BIT_FOR_BIT = {
     "median": byzjax.median(),
@@ -86,6 +84,7 @@ def test_an_absent_row_is_no_row(rule):
     assert len(traces) == 1  # One program for any number of workers.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BIT_FOR_BIT)
 def test_with_all_present_it_is_bit_for_bit_the_rule(name):
     rule = BIT_FOR_BIT[name]
@@ -119,6 +118,7 @@ def test_rules_over_subsets_say_that_they_serve_no_mask(rule):
             aggregator.aggregate(jnp.ones((M, D)), present=jnp.arange(M) > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [49, 130])
 @pytest.mark.parametrize(
     "rule",

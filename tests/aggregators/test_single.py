@@ -302,6 +302,7 @@ META = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer, inner", [*itertools.product(META, META)])
 def test_meta_rules_nest_over_geometric_and_other_rules_alike(outer, inner):
     """Over a rule that hides its weighing, the mixed stack is formed: same result."""

@@ -25,6 +25,7 @@ def harm(rule, out, key=None):
     return np.linalg.norm(np.asarray(rule.aggregate(out, key=key), np.float64) - mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_a_search_is_no_weaker_than_its_start(name):
     rule, key = RULES[name], KEY if name == "bucketing" else None

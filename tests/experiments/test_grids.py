@@ -51,6 +51,7 @@ def _no_compilation_cache(monkeypatch):
 # --- a file of one's own --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_compilation_cache")
 def test_a_grid_of_ones_own_ends_with_the_same_bits_when_killed(my_grid, tmp_path):
     """Two processes that train what only the file knows; killed, begun again."""
@@ -168,6 +169,7 @@ def test_what_is_no_grid(arguments, words):
         chosen(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_compilation_cache")
 def test_shards_are_the_whole(tmp_path, capsys):
     grid_of = ["--grid", "rule=median,mean", "--quick", "--seeds", "1"]

@@ -93,6 +93,7 @@ def test_finished_seeds_are_skipped_and_seeds_may_be_together(tmp_path, capsys):
     assert before == after
 
 
+@pytest.mark.slow
 def test_every_figure_in_its_quick_form(tmp_path, capsys):
     common = ["all", "--quick", "--seeds", "1", "--out", str(tmp_path)]
     assert command_line.main(["run", *common, "--tensorboard"]) == 0
@@ -163,6 +164,7 @@ def test_tables_of_known_numbers():
     assert len(table.as_csv(results).splitlines()) == 1 + 4 * 2 * 2
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_give_the_numbers_of_one(tmp_path, capsys):
     alone, together = tmp_path / "alone", tmp_path / "together"
     start = dataclasses.replace(SMALL, steps=6)

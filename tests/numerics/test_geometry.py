@@ -69,6 +69,7 @@ def test_distances_from_huge_rows_are_huge():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 3e1, 3e2, 1e4, 1e6, 1e9])
 @pytest.mark.parametrize("at", [0, 4, M - 1])
 def test_inner_products_beside_a_far_row(scale, at):
@@ -151,6 +152,7 @@ def test_a_tree_is_measured_as_a_whole():
     assert_distances(rows, np.delete(np.arange(M), 3), got)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [17, 5003, BLOCK + 3])
 def test_leaves_of_one_width_leave_nothing_out(width):
     """They share a loop: more of them than one takes, with columns left over."""

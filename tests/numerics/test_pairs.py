@@ -33,6 +33,7 @@ def stack(m, widths, seed=0):
     return rows, np.split(rows, np.cumsum(widths)[:-1], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [1, 2, 9, 17, 25, _pairs.MOST_ROWS])
 @pytest.mark.parametrize("widths", WIDTHS.values(), ids=list(WIDTHS))
 def test_every_column_counts_once(m, widths):
@@ -44,6 +45,7 @@ def test_every_column_counts_once(m, widths):
     np.testing.assert_array_equal(distances, distances.T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [1, 2, 9, 17, 25, _pairs.MOST_ROWS])
 @pytest.mark.parametrize("widths", WIDTHS.values(), ids=list(WIDTHS))
 def test_products_around_a_row(m, widths):

@@ -10,6 +10,7 @@ import byzjax
 from byzjax.numerics import _gram, _pairs_gpu
 from tests.numerics.clusters import squared
 
+pytestmark = pytest.mark.slow
 ON_CPU = jax.default_backend() == "cpu"
 # A few columns of a program: interpreted, every one takes its time.
 PROGRAMS = 3
@@ -77,7 +78,6 @@ def test_groups_of_rows_leave_no_pair_out(m, monkeypatch):
     check(*stack(m, [700]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("m", [17, 18, 19, 33, _pairs_gpu.MOST_ROWS])
 def test_as_many_rows_as_there_are(m):
     check(*stack(m, [1500, 40]))

@@ -132,6 +132,7 @@ def test_fltrust_is_no_longer_than_its_reference(size, length):
     assert got > 0.99 * most or size / length < 1e-36 or size / length > 1e37
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [-93, 83])
 @pytest.mark.parametrize(
     "make",

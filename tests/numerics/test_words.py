@@ -33,6 +33,7 @@ def compiled(way, ranks):
     return jax.jit(functools.partial(WAYS[way], ranks=ranks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("m", SIZES)
 def test_any_ranks_are_exact(way, m):
@@ -156,6 +157,7 @@ def test_leaves_of_any_size_and_dtype():
             np.testing.assert_array_equal(leaf, np.sort(np.asarray(x), axis=0)[49])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [FUSED, FUSED + 100, UNROLLED + 1])
 def test_as_users_compile_it(m):
     rows = np.tile(awkward(m, m), (1, 4))
@@ -165,6 +167,7 @@ def test_as_users_compile_it(m):
     np.testing.assert_array_equal(got, sort(rows)[list(ranks)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule, values, together",
     [

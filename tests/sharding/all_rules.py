@@ -1,4 +1,4 @@
-"""Every row of the table on eight devices: its result and its compiled program."""
+"""Rows of the table on eight devices: their results and their compiled programs."""
 
 import sys
 
@@ -13,14 +13,14 @@ from tests.sharding.stacks import beside_itself, flat, layout_of, placed, ragged
 from tests.sharding.stacks import rows as stack
 
 
-def main(path, kind, workers, *names):
+def main(path, kind, workers, which):
     strict()
     writer = processes.Writer(path)
     layout, m = layout_of(kind), int(workers)
     x = stack(m)
     updates = placed(layout, ragged(x))
     for rule in rules.RULES:
-        if names and rule.name not in names:
+        if rule.variant and which != "all":
             continue
         aggregator = rule.make(m, stacks.some_f(rule, m))
         arguments = rules.arguments(rule, updates)

@@ -6,7 +6,7 @@ import pytest
 from tests.attacks_table import TABLE
 from tests.sharding import processes
 
-pytestmark = pytest.mark.xdist_group("sharded attacks")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharded attacks")]
 OTHERS = [
     "by mean",
     "by loop",

@@ -8,7 +8,7 @@ from tests.sharding.stacks import NUM_DEVICES, D
 
 MEASURED = ["explicit:13", "auto:16"]
 
-pytestmark = pytest.mark.xdist_group("sharded guard")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharded guard")]
 
 
 @pytest.fixture(scope="module")
