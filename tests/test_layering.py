@@ -92,7 +92,7 @@ RANKS = {pattern: rank for rank, layer in enumerate(LAYERS) for pattern in layer
 
 RUN_TIME = {"jax", "jaxlib", "numpy", "optax"} | sys.stdlib_module_names
 EXTRAS = {  # With the modules inside.
-    "byzjax.integrations.flower": {"flwr"},
+    "byzjax.integrations.flower": {"flwr", "httpx"},
     "byzjax.sharding.checkpoints": {"orbax"},
 }
 # A strategy and a run of many processes are host programs, which their user cannot jit:

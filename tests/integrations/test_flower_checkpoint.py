@@ -1,6 +1,7 @@
 """A run goes on where it was when its server was killed."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -122,6 +123,25 @@ def test_killed_in_the_middle_of_a_round(tmp_path):
     rest, grid = start(strategy(tmp_path / "b"), 5)
     assert len(grid.asked) == 3 * 5
     same(whole.arrays, rest.arrays)
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "elsewhere" / "b")
+    done, _ = start(strategy(tmp_path / "a"), 1)
+    assert (tmp_path / "a").is_symlink()
+    again, grid = start(strategy(tmp_path / "elsewhere" / "b"), 1)
+    same(done.arrays, again.arrays)
+    assert not grid.asked
+
+
+def test_another_run_that_writes_the_same_file_is_named(tmp_path, monkeypatch):
+    def takes_it_away(self, target):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(pathlib.Path, "replace", takes_it_away)
+    with pytest.raises(RuntimeError, match="which another run writes as well"):
+        start(strategy(tmp_path / "a"), 1)
 
 
 def test_an_unfinished_file_is_nobodys(tmp_path):

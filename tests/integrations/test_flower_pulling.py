@@ -6,6 +6,7 @@ import threading
 import types
 from unittest import mock
 
+import httpx
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 import byzjax
 from byzjax.integrations.flower import RobustStrategy
 from byzjax.integrations.flower.npy import Rejected
-from byzjax.integrations.flower.pulling import Limits, Pull, parts_of, weigh
+from byzjax.integrations.flower.pulling import Limits, Pull, bound, parts_of, weigh
 from tests.integrations import fake_grid
 from tests.integrations.fake_grid import arrays, honest, model
 
@@ -31,6 +32,7 @@ class SuperLink:
     """What an HttpGrid asks for parts, of replies that nodes answer with."""
 
     def __init__(self, nodes):
+        self._client = httpx.Client()  # Nothing is sent by it.
         self.grid = fake_grid.FakeGrid(nodes)
         self.parts, self.confirmed, self.nodes_of = {}, [], {}
         self.change = lambda node, parts, tree: (parts, tree)
@@ -305,3 +307,32 @@ def test_a_model_of_many_arrays_is_trained():
     robust = RobustStrategy(byzjax.median(), num_byzantine=1, fraction_evaluate=0.0)
     result = robust.start(Deployed(superlink), start, 1, timeout=300)
     assert result.train_metrics_clientapp[1]["accepted"] == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/runtime/pull-object", "/v1/runtime/get-nodes"])
+def test_a_part_that_is_too_large_is_not_read(path):
+    read = []
+
+    def body():
+        for _ in range(4):
+            read.append(2**20)
+            yield bytes(2**20)
+
+    def answer(request):
+        return httpx.Response(
+            200, headers={"content-length": str(2**22)}, content=body()
+        )
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    for most in (10, 2**20):  # Of a model and then of another: the last one counts.
+        bound(client, most)
+    assert len(client.event_hooks["response"]) == 1
+    if path.endswith("get-nodes"):
+        client.post("http://superlink" + path)
+        assert len(read) == 4
+        return
+    with pytest.raises(Rejected, match="has a part of 4194304 bytes, larger than 1048"):
+        client.post("http://superlink" + path)
+    assert not read
+    bound(client, 2**22)
+    assert len(client.post("http://superlink" + path).content) == 2**22

@@ -130,6 +130,16 @@ def test_a_rule_that_is_none_is_refused():
         RobustStrategy(byzjax.fltrust(), num_byzantine=1)
 
 
+@pytest.mark.parametrize("f", [2, 0.2])
+def test_a_rule_that_trusts_a_row_is_refused(f):
+    """Which node's it is the order of answers says: a hostile one may be trusted."""
+    told = 2 if f == 2 else 1
+    for rule in (byzjax.monna(told), byzjax.nnm(byzjax.monna(told), told)):
+        for given in (rule, lambda f, rule=rule: rule):
+            with pytest.raises(ValueError, match="a rule that trusts no row, got "):
+                RobustStrategy(given, num_byzantine=f)
+
+
 def serving(holds, text):
     def check(m):
         if not holds(m):
@@ -159,7 +169,7 @@ def test_a_server_that_wants_more_than_updates_is_refused(server):
     assert not grid.asked
 
 
-@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "file/a"])
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 250, "file/a"])
 def test_a_checkpoint_that_cannot_be_written(name, tmp_path):
     (tmp_path / "file").write_text("a file")
     with pytest.raises(ValueError, match="needs checkpoint to be the path of a file"):

@@ -35,11 +35,19 @@ def test_a_second_start_asks_all_again_and_knows_its_model():
             {},
             "'w': has the dtype 'nosuch', which is unknown",
         ),
+        (None, {"train_config": {"lr": 0.1}}, "train_config to be a flwr.app.ConfigR"),
+        (None, {"evaluate_config": 5}, "evaluate_config to be a flwr.app.ConfigRecor"),
+        (None, {"evaluate_fn": 5}, "evaluate_fn to be a function of the round and"),
+        (None, {"grid": None}, "needs the grid that a ServerApp is given, got None"),
     ],
-    ids=["arrays", "rounds", "timeout", "dtype"],
+    ids=[
+        *("arrays", "rounds", "timeout", "dtype"),
+        *("config", "other config", "function", "grid"),
+    ],
 )
 def test_what_a_run_cannot_be_of(arrays, options, match):
     grid = FakeGrid(dict.fromkeys(range(1, 6), honest))
     arrays = model() if arrays is None else arrays
+    given = {"grid": grid, "initial_arrays": arrays, "num_rounds": 1} | options
     with pytest.raises((TypeError, ValueError), match=match):
-        strategy().start(grid, arrays, **({"num_rounds": 1} | options))
+        strategy().start(**given)

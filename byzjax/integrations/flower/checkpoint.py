@@ -29,19 +29,31 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray], facts: Any) -> None
     }
     facts = {"version": _VERSION, "arrays": sorted(arrays), "viewed": viewed, **facts}
     header = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    path = path.resolve()  # Of a link, what it names is replaced.
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
+    beside = unfinished(path)
+    with beside.open("wb") as file:
         np.savez(file, allow_pickle=False, __facts__=header, **arrays)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        beside.replace(path)
+    except FileNotFoundError as error:
+        raise RuntimeError(
+            f"RobustStrategy needs a checkpoint of its own, got {path}, which another "
+            "run writes as well: give each its file"
+        ) from error
     # The name is on the disk only when its folder is.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def unfinished(path: pathlib.Path) -> pathlib.Path:
+    """Where a checkpoint is written, until it is whole."""
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:

@@ -59,7 +59,9 @@ class Conversation:
         self.most_drawn[kind] = max(size, self.most_drawn.get(kind, 0))
         asked = self._nodes.choose(self.connected, size, least, server_round)
         quorum = needs(f, len(asked))._replace(
-            drawn=size, doubtful=self._nodes.doubtful(asked)
+            drawn=size,
+            doubtful=self._nodes.doubtful(asked),
+            resting=self._nodes.resting(asked, server_round),
         )
         if quorum.least is None:
             log(WARNING, "%s: %s nodes are too few: %s", kind, len(asked), quorum.why)

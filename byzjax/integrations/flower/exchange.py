@@ -9,9 +9,10 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from byzjax.integrations.flower.contents import Refusal
 from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.pulling import Limits, Pull
-from byzjax.integrations.flower.rounds import Refusal, Round
+from byzjax.integrations.flower.rounds import Round
 
 _PATIENCE = 2.0  # Seconds that pulls without use, or unusual ones, may hold up others.
 _USUAL = 4  # Times as long as most that a pull may take, and no more be unusual.
@@ -182,6 +183,7 @@ class _Membership:
         self._last_seen |= dict.fromkeys(here & self._reached, now)
         there = {n for n, seen in self._last_seen.items() if now - seen < _GONE}
         self._of.unreachable = frozenset(self._of.asked) - there
+        self._of.gone = self._of.unreachable & self._reached
 
 
 def _signed(found: list[Message], sent: Message) -> Message | None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from byzjax.integrations.flower.rounds import Round
 
 _MOST_NODES = 10_000  # Histories kept; anybody can register nodes without end.
 _MOST_REASONS = 16  # Kept of one node, which words some of them itself.
@@ -22,12 +24,14 @@ class NodeHistory:
       accepted: replies of it that could be used.
       rejected: replies that were not used.
       silent: rounds in which nothing came in time.
-      unheard: rounds that ended before it answered, as too many others were lost.
+      unheard: rounds that ended before it answered, as too many others were lost, or
+        as it was asked though it rested, and there were enough without it.
       influence: sum over its accepted replies of its share in the aggregate, of which
         there is none in a round that kept the model; divided by `accepted`, its mean
         influence, which is about 1/m for an honest node.
       reasons: why replies were rejected → how often.
-      resting_until: the last round in which it is not asked, since it was silent.
+      resting_until: the last round in which it is not asked, since it was silent; or,
+        where none could be spared without it, not waited for.
       doubt: grows by two for a first round in which it was of no use, by four for a
         second, then by eight and so on, to 256 at most; one less for a reply that was
         used. Above zero no round waits for it alone for long.
@@ -128,10 +132,42 @@ class Nodes:
             awake += sorted(resting, key=self._rest)[: least - len(awake)]
         return sorted(awake)
 
+    def note_training(
+        self, of: Round, influence: Mapping[int, float], server_round: int
+    ) -> None:
+        """What a round of training made of each node's reply."""
+        silent, hindering = set(of.silent), set(of.hindering)
+        for node in of.asked:
+            history = self.of(node)
+            history.asked += 1
+            if node in of.replies:
+                share = influence.get(node, 0.0)
+                history.note_accepted(share, late=node in of.late)
+            elif node in of.rejected:
+                history.note_rejected(of.rejected[node])
+            elif node in silent:
+                history.silent += 1
+                history.note_silence(server_round)
+            else:
+                history.unheard += 1
+                if node in hindering:
+                    history.note_useless()
+
+    def note_evaluation(self, of: Round, server_round: int) -> None:
+        """Who was of no use in a round of evaluation."""
+        for node in of.silent:
+            self.of(node).note_silence(server_round)
+        for node in {*of.rejected, *of.late, *of.hindering}:
+            self.of(node).note_useless()
+
     def wake(self) -> None:
         """Rounds are counted from the beginning again: nobody rests."""
         for history in self.histories.values():
             history.resting_until = 0
+
+    def resting(self, nodes: Iterable[int], server_round: int) -> frozenset[int]:
+        """Those of these nodes that rest in a round, and were asked all the same."""
+        return frozenset(node for node in nodes if self._rest(node) >= server_round)
 
     def doubtful(self, nodes: Iterable[int]) -> frozenset[int]:
         """Those of these nodes that lately were of no use."""

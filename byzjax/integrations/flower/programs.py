@@ -67,6 +67,9 @@ class Programs:
       worker: what is kept of each node from round to round, such as momentum.
       max_share: cap on a node's share of the weights; None if weights do not count.
       referring: whether the rule is given a reference.
+
+    Raises:
+      ValueError: of a rule that trusts a row.
     """
 
     def __init__(
@@ -76,6 +79,12 @@ class Programs:
         max_share: float | None,
         referring: bool,
     ) -> None:
+        if rule.trusted:
+            raise ValueError(
+                f"{NAME} needs a rule that trusts no row, got {rule!r}: which node's "
+                "it is changes with who answers; byzjax.fltrust() with reference= "
+                "trusts the server's own reply"
+            )
         self.rule = rule
         self.refusal = ""  # Why the rule did not serve a number of rows.
         self._referring = referring
@@ -154,8 +163,6 @@ class Programs:
 
     def take_present(self, rows: int) -> bool:
         """Whether the rule has a form for absent rows, so many rows in all."""
-        if self.rule.trusted:
-            return False  # They have to be there.
         if rows not in self._present:
             try:
                 self._try(rows, self._max_share is not None, absent=True)

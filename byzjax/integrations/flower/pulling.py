@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 from flwr.app import ArrayRecord, Message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
@@ -48,6 +49,7 @@ _LEAST_CHUNK = 2**16  # Bytes; Flower's own are 5 MiB.
 _HEADER = 5120  # Bytes before the numbers of an array: npy's, and what Flower adds.
 _ARRAY = 512  # Bytes to describe an array, beside its name and its chunks.
 _MENTION = 256  # Bytes to name a part in the one above it: its id, twice, and marks.
+_WITH_PARTS = "/pull-object", "/pull-messages"  # Paths of what nodes have put there.
 _UPLOAD_PAUSE = 0.5  # Seconds between looks for a part that is still on its way.
 
 
@@ -62,6 +64,7 @@ class Limits:
       metadata: bytes of all parts without numbers: the names of the arrays, lists of
         their chunks, and `_OTHERS` for metrics and configuration.
       bytes: of all parts.
+      answer: bytes of one answer of the SuperLink: a part, or the list of them.
     """
 
     def __init__(self, sent: ArrayRecord) -> None:
@@ -72,6 +75,7 @@ class Limits:
         self.parts = 64 + len(sent) + chunks
         self.metadata = _OTHERS + names + _ARRAY * len(sent) + _MENTION * chunks
         self.bytes = numbers + _HEADER * len(sent) + self.metadata
+        self.answer = self.bytes + _OTHERS + _MENTION * self.parts
 
 
 class Pull(threading.Thread):
@@ -138,6 +142,7 @@ class Pull(threading.Thread):
 
     def _screened(self, grid: HttpGrid) -> Iterator[Message]:
         client = grid._runtime_client
+        bound(client._client, self._limits.answer)
         request = PullAppMessagesRequest(message_ids=[self._id])
         found = client.PullMessages(request)
         for envelope, tree in zip(
@@ -201,6 +206,29 @@ class Pull(threading.Thread):
                     raise Rejected("was announced, and did not come in time") from None
             except ObjectPullError:
                 raise Rejected("was announced, and is not there") from None
+
+
+def bound(client: httpx.Client, most: int) -> None:
+    """Has a client refuse answers with parts of more than so many bytes, unread.
+
+    A part may be as large as Flower lets through, 2 GiB, and would be in memory before
+    anybody could weigh it.
+    """
+    hooks = client.event_hooks["response"]
+    hooks[:] = [hook for hook in hooks if not isinstance(hook, _Bound)]
+    hooks.append(_Bound(most))
+
+
+class _Bound:
+    """A hook of httpx's, which calls it when it knows an answer's head alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def __call__(self, answer: httpx.Response) -> None:
+        size = int(answer.headers.get("content-length", 0))
+        if size > self._most and answer.url.path.endswith(_WITH_PARTS):
+            raise Rejected(f"has a part of {size} bytes, larger than {self._most}")
 
 
 def parts_of(tree: ObjectTree, most: int) -> list[str]:

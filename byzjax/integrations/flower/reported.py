@@ -8,7 +8,8 @@ from logging import INFO, WARNING
 from flwr.app import MetricRecord, RecordDict
 from flwr.supercore import log
 
-from byzjax.integrations.flower.rounds import Round, one_line
+from byzjax.integrations.flower.contents import one_line
+from byzjax.integrations.flower.rounds import Round
 
 _SHOWN = 3  # Names in a line of the log.
 Combine = Callable[[list[RecordDict], str], MetricRecord]

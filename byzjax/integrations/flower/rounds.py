@@ -1,27 +1,22 @@
 """One round: who was asked, who answered what, and the stack of the usable replies."""
 
 import functools
-import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from flwr.app import ArrayRecord, Error, Message, MetricRecord
+from flwr.app import Message
 
+from byzjax.integrations.flower import contents
 from byzjax.integrations.flower.model import Model
 from byzjax.integrations.flower.npy import Rejected
 from byzjax.integrations.flower.programs import rows_kept
 
-_MOST_METRICS = 64  # Names read of one client's metrics.
 _SUPERLINK = 1  # The node id under which the SuperLink reports errors.
 _TO_THE_RULE = 0.5  # Grace for the last replies, as a share of the time of the others.
 _LEAST_GRACE = 3.0  # Seconds: what Flower's clients take to hand over a reply.
 _BUSY = 2.0  # Seconds that the server may take for others before it looks at a reply.
-
-
-class Refusal(Error):
-    """Why a reply could not be pulled: our words, which no client can forge."""
 
 
 class Budget(NamedTuple):
@@ -71,12 +66,14 @@ class Round:
       drawn: of how many nodes those asked are, if some were left to rest.
       refusal: why nobody was asked, though nodes are there.
       doubtful: nodes that were silent or refused lately.
+      resting: nodes that rest, and are asked since there is none to spare without them.
 
     Attributes:
       doubtful: as given.
       num_rows: rows that programs see: who rests is absent, so that f and the number
         of rows go together.
       unreachable: nodes whose replies cannot come any more, as `exchange` knows.
+      gone: those of them that were sent to, and left.
       late: nodes whose replies are used, though all but f others were in four graces
         before: who is hostile could hold up every round so, where it is needed.
     """
@@ -94,6 +91,7 @@ class Round:
         drawn: int = 0,
         refusal: str = "",
         doubtful: frozenset[int] = frozenset(),
+        resting: frozenset[int] = frozenset(),
     ) -> None:
         self.sent = sent
         self.refusal = refusal
@@ -105,7 +103,8 @@ class Round:
         self.rejected: dict[int, str] = {}
         self.strangers = 0
         self.unreachable: frozenset[int] = frozenset()
-        self._given_up = False
+        self.gone: frozenset[int] = frozenset()
+        self._given_up = self._held_up = False
         self._budget = budget
         self.model = model
         self._examples_key = examples_key
@@ -113,7 +112,7 @@ class Round:
         self.late: set[int] = set()
         self._others_after: float | None = None
         self.begin()
-        self.doubtful = doubtful
+        self.doubtful, self._resting = doubtful, resting
         self._settled_after: float | None = None
         self.num_rows = rows_kept(max(drawn, len(sent)))
         if model is not None and rows is not None:
@@ -134,12 +133,27 @@ class Round:
     @property
     def silent(self) -> list[int]:
         """The nodes that did not answer, though they had the time."""
-        return [] if self._given_up else self._missing
+        unheard = self.unheard
+        return [node for node in self._missing if node not in unheard]
 
     @property
     def unheard(self) -> list[int]:
         """The nodes whose replies were not waited for, as they changed nothing."""
-        return self._missing if self._given_up else []
+        if self._given_up:
+            return self._missing
+        return [n for n in self._missing if self.has_enough and n in self._resting]
+
+    @property
+    def hindering(self) -> list[int]:
+        """Of the unheard, for whom all others waited until the round was lost.
+
+        Who is hostile may lose a round at its end, by rubbish or by leaving, lest
+        another is silent in it. No more than f: more were cut off.
+        """
+        missing = self._missing
+        if not self._given_up or len(missing) > self.num_byzantine:
+            return []
+        return [node for node in missing if self._held_up or node in self.gone]
 
     @property
     def has_enough(self) -> bool:
@@ -166,8 +180,12 @@ class Round:
         return out < self.enough
 
     def give_up(self) -> None:
-        """Ends a round that is lost: who has not answered yet is not to blame."""
+        """Ends a round that is lost: who has not answered yet is not to blame.
+
+        Unless all but f others had, long before.
+        """
         self._given_up = True
+        self._held_up = self._is_late()
 
     def seconds_left_of_round(self) -> float:
         """How long to wait if too few have come."""
@@ -178,6 +196,8 @@ class Round:
         missing = len(self.asked) - len(self.replies) - len(self.rejected)
         if not missing or self.is_lost:
             return 0.0
+        if self.has_enough and self._resting.issuperset(self._missing):
+            return 0.0  # These are to spare: their time comes when they have rested.
         left = self.seconds_left_of_round()
         if not self.is_settled:
             return left
@@ -196,20 +216,27 @@ class Round:
         return max(_TO_THE_RULE * after, _LEAST_GRACE) if grace is None else grace
 
     def _note_time(self, node: int) -> None:
-        """Of a reply that is needed: whether all but f others waited for it."""
-        if len(self.replies) > self.enough:
-            return
-        passed = time.monotonic() - self._began
-        after = self._others_after
-        if after is None and len(self._missing) <= self.num_byzantine:
-            self._others_after = passed
-        elif after is not None and passed > after + 4 * self._grace(after) + _BUSY:
+        """Of an answer: when all but f have come, and who is needed long after."""
+        needed = node in self.replies and len(self.replies) <= self.enough
+        if needed and self._is_late():
             self.late.add(node)
+        few = len(self._missing) <= self.num_byzantine
+        if few and self._others_after is None:
+            self._others_after = time.monotonic() - self._began
+
+    def _is_late(self) -> bool:
+        """Whether all but f others have waited longer than the slow would take."""
+        after = self._others_after
+        if after is None:
+            return False
+        passed = time.monotonic() - self._began
+        return passed > after + 4 * self._grace(after) + _BUSY
 
     def reopen(self) -> None:
         """Forgets all replies, for a caller that aggregates the same round again."""
         self.replies, self.rejected, self.strangers = {}, {}, 0
-        self.unreachable, self._given_up = frozenset(), False
+        self.unreachable = self.gone = frozenset()
+        self._given_up = self._held_up = False
         self.late, self._others_after = set(), None
         self._free = set(self._places.values())
 
@@ -225,7 +252,6 @@ class Round:
                 raise Rejected("sent two replies")
             else:
                 self.replies[node] = self._opened(node, message)
-                self._note_time(node)
         except Rejected as reason:
             if node is not None:
                 self.rejected[node] = str(reason)[:200]
@@ -234,6 +260,8 @@ class Round:
                 self.strangers += 1
             else:
                 self.rejected[node] = f"cannot be read: {type(error).__name__}"
+        if node is not None:
+            self._note_time(node)
 
     def places(self) -> tuple[dict[int, int], np.ndarray]:
         """The nodes that count, with their rows in all [num_rows, columns]."""
@@ -274,24 +302,9 @@ class Round:
             self._free.add(reply.row)
 
     def _opened(self, node: int, message: Message) -> Reply:
-        if message.has_error():
-            reason = one_line(str(message.error.reason))
-            if isinstance(message.error, Refusal):
-                raise Rejected(reason)
-            raise Rejected(f"is an error, code {int(message.error.code)}: {reason}")
-        if not message.has_content():
-            raise Rejected("has no content")
-        # Not `.array_records`: that rebuilds, writes back, and raises on odd content.
-        records = list(message.content.items())
-        arrays = [x for _, x in records if isinstance(x, ArrayRecord)]
-        metrics = [(name, x) for name, x in records if isinstance(x, MetricRecord)]
-        if len(metrics) > 1:
-            raise Rejected(f"has {len(metrics)} metric records, not one")
-        name, claimed = metrics[0] if metrics else ("metrics", MetricRecord())
-        examples = self._examples(claimed)
-        numbers = _numbers(claimed)
+        arrays, examples, metrics, record = contents.opened(message, self._examples_key)
         if self.model is None:
-            return Reply(-1, examples, numbers, one_line(str(name)))
+            return Reply(-1, examples, metrics, record)
         if len(arrays) != 1:
             raise Rejected(f"has {len(arrays)} array records, not one")
         # By the place of its node, so that the order of arrival changes no result.
@@ -299,32 +312,4 @@ class Round:
         row = place if place in self._free else min(self._free)
         self.model.update(arrays[0], self._rows[row])
         self._free.remove(row)
-        return Reply(row, examples, numbers, one_line(str(name)))
-
-    def _examples(self, metrics: MetricRecord) -> float:
-        if self._examples_key is None:
-            return 1.0
-        claim: Any = metrics.get(self._examples_key)
-        known = isinstance(claim, int | float) and not isinstance(claim, bool)
-        if not known or not 0 < claim < 2**63:
-            raise Rejected(f"claims {one_line(repr(claim))} {self._examples_key}")
-        return float(claim)
-
-
-def _numbers(metrics: MetricRecord) -> dict[str, float]:
-    """The finite numbers among a client's metrics, by name."""
-    named = list(metrics.items())[:_MOST_METRICS]
-    return {
-        name: float(value)
-        for name, value in named
-        if len(name) <= 100
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and abs(value) < 1e300
-        and math.isfinite(value)
-    }
-
-
-def one_line(text: str) -> str:
-    """A client's words, fit for a log: it forges no lines of it."""
-    return "".join(c if c.isprintable() else " " for c in text[:120])
+        return Reply(row, examples, metrics, record)

@@ -5,16 +5,19 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flwr.app import ArrayRecord, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, MessageType
+from flwr.serverapp import Grid
 
 from byzjax import checks, written
 from byzjax.aggregators import bearing
 from byzjax.base import Aggregator
+from byzjax.integrations.flower import checkpoint
 from byzjax.integrations.flower.programs import NAME
 from byzjax.integrations.flower.reported import Combine
 from byzjax.integrations.flower.rounds import Budget
@@ -28,6 +31,7 @@ class Quorum(NamedTuple):
     why: str = ""  # They are too few.
     drawn: int = 0  # Nodes of which f is a share, those left to rest among them.
     doubtful: frozenset[int] = frozenset()  # Of those asked, lately silent or refused.
+    resting: frozenset[int] = frozenset()  # Asked all the same, to have some to spare.
 
 
 def outvoted(f: int, asked: int) -> Quorum:
@@ -155,8 +159,10 @@ def checkpoint_path(given: object) -> pathlib.Path | None:
         )
     path = pathlib.Path(given)
     try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()  # pathlib's questions take no for an answer to bad names.
+        # pathlib's questions take no for an answer to bad names.
+        for name in (path, checkpoint.unfinished(path)) if path.name else (path,):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                name.stat()
         is_folder, is_below_file = path.is_dir(), path.parent.is_file()
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -204,8 +210,30 @@ def check_parts(
         )
 
 
-def check_start(arrays: object, num_rounds: int, timeout: float) -> float:
+def check_start(
+    grid: object,
+    arrays: object,
+    num_rounds: int,
+    timeout: float,
+    configs: Mapping[str, object],
+    evaluate_fn: object,
+) -> float:
     """Returns the seconds of a round; raises of what a run cannot be of."""
+    if not isinstance(grid, Grid):
+        raise TypeError(
+            f"{NAME}.start needs the grid that a ServerApp is given, got {grid!r}"
+        )
+    for name, config in configs.items():
+        if not isinstance(config, ConfigRecord | None):
+            raise TypeError(
+                f"{NAME}.start needs {name} to be a flwr.app.ConfigRecord or None, got "
+                f"{config!r}"
+            )
+    if evaluate_fn is not None and not callable(evaluate_fn):
+        raise TypeError(
+            f"{NAME}.start needs evaluate_fn to be a function of the round and the "
+            f"model's ArrayRecord, or None, got {evaluate_fn!r}"
+        )
     if not isinstance(arrays, ArrayRecord):
         raise TypeError(
             f"{NAME}.start needs initial_arrays to be a flwr.app.ArrayRecord, got "

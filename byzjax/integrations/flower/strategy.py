@@ -60,7 +60,8 @@ class RobustStrategy(Strategy):
 
     Args:
       aggregator: any rule, meta-rule, or function from f to one, as `lambda f:
-        byzjax.ctma(byzjax.nnm(byzjax.median(), f), f)`, where f is a share.
+        byzjax.ctma(byzjax.nnm(byzjax.median(), f), f)`, where f is a share; but none
+        that trusts a row, as `byzjax.monna`.
       num_byzantine: f, the nodes of a round that may be hostile or lost: an int, or a
         share of those drawn below 1/2, rounded up if the rule serves that. Rules have
         an f of their own or, like the median, none; with a smaller one of its own a
@@ -88,8 +89,9 @@ class RobustStrategy(Strategy):
         of `start`, 3600 unless given.
       grace_seconds: wait for the last f replies once enough for the rule are in, and
         four times as long for more than f. None for half the time that these took, at
-        least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds; where it
-        is needed all the same, the wait for it is a grace, too.
+        least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds: it is not
+        asked, or not waited for where none can be spared; where it is needed all the
+        same, the wait for it is a grace, too.
       checkpoint: file for the state after each round, from which `start` goes on.
       key: a `jax.random.key` for rules that draw; None for any. A checkpoint keeps one.
       reference: for rules that need one, as `byzjax.fltrust()`: from the record that
@@ -200,6 +202,7 @@ class RobustStrategy(Strategy):
             examples_key=None if self._settings.max_share is None else key,
             drawn=quorum.drawn,
             doubtful=quorum.doubtful,
+            resting=quorum.resting,
         )
         self._talk.begin("train", current)
         return sent
@@ -213,20 +216,7 @@ class RobustStrategy(Strategy):
             return None, None
         advance = self._learner.advance(current, server_round)
         verdicts.log_advance(advance)
-        silent = set(current.silent)
-        for node in current.asked:
-            history = self._nodes.of(node)
-            history.asked += 1
-            if node in current.replies:
-                share = advance.influence.get(node, 0.0)
-                history.note_accepted(share, late=node in current.late)
-            elif node in current.rejected:
-                history.note_rejected(current.rejected[node])
-            elif node in silent:
-                history.silent += 1
-                history.note_silence(server_round)
-            else:
-                history.unheard += 1
+        self._nodes.note_training(current, advance.influence, server_round)
         told = self._settings
         reported = combined(current, told.train_metrics_aggr_fn, told.weighted_by_key)
         return advance.arrays, verdicts.metrics(current, advance, reported)
@@ -244,6 +234,7 @@ class RobustStrategy(Strategy):
             quorum.least or 1,
             self._settings.budget(self._talk.timeout),
             doubtful=quorum.doubtful,
+            resting=quorum.resting,
         )
         self._talk.begin("evaluate", current)
         return sent
@@ -253,10 +244,7 @@ class RobustStrategy(Strategy):
     ) -> MetricRecord | None:
         """The medians of the metrics that more than 2 f nodes sent, or as told."""
         current = self._talk.collected("evaluate", server_round, replies)
-        for node in current.silent:
-            self._nodes.of(node).note_silence(server_round)
-        for node in {*current.rejected, *current.late}:
-            self._nodes.of(node).note_useless()
+        self._nodes.note_evaluation(current, server_round)
         told = self._settings
         found = combined(current, told.evaluate_metrics_aggr_fn, told.weighted_by_key)
         return MetricRecord(dict(found)) if found else None
@@ -298,7 +286,10 @@ class RobustStrategy(Strategy):
         Raises:
           TypeError, ValueError: a model, number or checkpoint that cannot be used.
         """
-        self._talk.timeout = check_start(initial_arrays, num_rounds, timeout)
+        configs = {"train_config": train_config, "evaluate_config": evaluate_config}
+        self._talk.timeout = check_start(
+            grid, initial_arrays, num_rounds, timeout, configs, evaluate_fn
+        )
         self.summary()
         arrays, last = self._resumed(initial_arrays)
         result = Result(arrays=arrays)

@@ -48,7 +48,7 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
         log(WARNING, "\t> the reply of node %s counts as absent: %s", node, reason)
     for node in sorted(of.silent):
         log(WARNING, "\t> node %s did not answer in time", node)
-    for node in sorted(of.late):
+    for node in sorted({*of.late, *of.hindering}):
         log(
             WARNING,
             "\t> all others waited for node %s, which is waited for four graces next "
@@ -57,7 +57,8 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
         )
     if of.unheard:
         nodes = ", ".join(map(str, sorted(of.unheard)))
-        log(WARNING, "\t> too few can still answer; not waited for: %s", nodes)
+        why = "they rest" if of.has_enough else "too few can still answer"
+        log(WARNING, "\t> %s; not waited for: %s", why, nodes)
     if of.strangers:
         log(WARNING, "\t> %s replies that nobody was asked for", of.strangers)
 

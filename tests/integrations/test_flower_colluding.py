@@ -1,0 +1,139 @@
+"""Nodes that lose a round at its end, lest another's silence is seen; spare ones."""
+
+import time
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import Error, Message
+
+from byzjax.integrations.flower import exchange, rounds
+from tests.integrations.fake_grid import FakeGrid, honest, model, silent, strategy
+
+SECONDS = 3.0  # Of a round.
+BURNT = 1.2  # Seconds after which it is lost.
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(rounds, "_BUSY", 0.1)
+
+
+def fuse(kind):
+    """Sends rubbish when a round of this kind has lasted for long."""
+    first = {}
+
+    def answer(message, grid):
+        if message.metadata.message_type != kind:
+            return honest(message, grid)
+        since = first.setdefault(message.metadata.message_id, time.monotonic())
+        if time.monotonic() - since > BURNT:
+            return Message(Error(2, "rubbish"), reply_to=message)
+        return None
+
+    return answer
+
+
+def silent_in(kind):
+    def answer(message, grid):
+        if message.metadata.message_type == kind:
+            return None
+        return honest(message, grid)
+
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("fuses", [1, 2])
+def test_rubbish_at_the_end_hides_no_silence(kind, fuses):
+    f = fuses + 1
+    nodes = dict.fromkeys(range(1, 2 * f + 2), honest)
+    burning = fuse(kind)
+    nodes |= dict.fromkeys(range(1, fuses + 1), burning) | {f: silent_in(kind)}
+    robust = strategy(
+        num_byzantine=f,
+        round_seconds=SECONDS,
+        grace_seconds=0.02,
+        fraction_evaluate=float(kind == "evaluate"),
+    )
+    start = time.monotonic()
+    robust.start(FakeGrid(nodes), model(), 8)
+    # A round or two until both are known, not each.
+    assert time.monotonic() - start < 5 * BURNT
+    assert robust.histories[f].doubt > 0
+
+
+def test_whoever_leaves_before_the_end_was_silent(monkeypatch):
+    monkeypatch.setattr(exchange, "_GONE", 0.3)
+
+    class Leaving(FakeGrid):
+        asked_at = 0.0
+
+        def push_messages(self, messages):
+            self.asked_at = time.monotonic()
+            return super().push_messages(messages)
+
+        def get_node_ids(self):
+            leaves = 0.2 < time.monotonic() - self.asked_at < 1.5
+            return [1, 2] if leaves else [1, 2, 3]
+
+    robust = strategy(round_seconds=SECONDS, grace_seconds=0.02)
+    start = time.monotonic()
+    robust.start(Leaving({1: honest, 2: honest, 3: silent}), model(), 5)
+    assert time.monotonic() - start < 5
+    history = robust.histories[3]
+    assert history.doubt > 0 and history.unheard + history.silent == 5
+    # Before the slowest others would have come: it left all the same.
+    robust = strategy(round_seconds=9.0, grace_seconds=2.0)
+    robust.start(Leaving({1: honest, 2: honest, 3: silent}), model(), 1)
+    assert (robust.histories[3].unheard, robust.histories[3].doubt) == (1, 2)
+
+
+def test_who_was_cut_off_with_others_is_not_doubted(monkeypatch):
+    """More than f at once are honest, though they leave when all others are there."""
+    monkeypatch.setattr(exchange, "_GONE", 0.2)
+
+    class Leaving(FakeGrid):
+        pushed = False
+
+        def push_messages(self, messages):
+            self.pushed = True
+            return super().push_messages(messages)
+
+        def get_node_ids(self):
+            return [1, 2] if self.pushed else [1, 2, 3, 4]
+
+    nodes = {1: honest, 2: honest, 3: silent, 4: silent}
+    robust = strategy(round_seconds=SECONDS, grace_seconds=0.02)
+    robust.start(Leaving(nodes), model(), 1)
+    assert [robust.histories[node].doubt for node in (3, 4)] == [0, 0]
+    assert [robust.histories[node].unheard for node in (3, 4)] == [1, 1]
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_a_silent_node_rests_where_none_can_be_spared(n, caplog):
+    """Of 3 f + 1 nodes it is asked all the same, and not waited for."""
+    grid = FakeGrid(dict.fromkeys(range(1, n), honest) | {n: silent})
+    robust = strategy(grace_seconds=0.5)
+    start = time.monotonic()
+    result = robust.start(grid, model(), 8)
+    # Three graces in eight rounds, and not eight.
+    assert time.monotonic() - start < 8 * 0.5
+    history = robust.histories[n]
+    assert (history.silent, history.accepted) == (3, 0)
+    assert history.asked == (8 if n == 4 else 3)
+    assert history.unheard == history.asked - 3
+    found = result.train_metrics_clientapp.values()
+    assert all(metrics["accepted"] == n - 1 for metrics in found)
+    said = "they rest; not waited for: 4"
+    assert sum(said in line for line in caplog.messages) == history.unheard
+
+
+def test_a_node_that_rests_and_answers_is_used():
+    grid = FakeGrid(dict.fromkeys([1, 2, 3, 4], honest))
+    robust = strategy(grace_seconds=0.1)
+    robust._nodes.of(4).note_silence(9)
+    result = robust.start(grid, model(), 3)
+    found = result.train_metrics_clientapp.values()
+    assert [metrics["accepted"] for metrics in found] == [4, 4, 4]
