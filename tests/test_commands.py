@@ -62,7 +62,8 @@ def check(words, monkeypatch):
         text = (ROOT / "Makefile").read_text(encoding="utf-8")
         for word in rest:
             name, variable, _ = word.partition("=")
-            known = rf"^{name} =" if variable else rf"^{name}:"
+            targets = rf"^(?:[\w-]+ )*{name}(?: [\w-]+)*:(?!=)"
+            known = rf"^{name} =" if variable else targets
             assert re.search(known, text, re.MULTILINE), word
     elif program == "pip":
         groups = re.findall(r"(?:byzjax|(?:^|\s)\.)\[([\w,-]+)\]", " ".join(rest))

@@ -200,6 +200,11 @@ def premixed(
         a geometry of norms alone where that saves the pass for them.
     """
     bearing.check_base(name, rule)
+    if count is not None and rule.trusted:
+        raise ValueError(
+            f"{name} needs a rule that trusts no row, got {rule!r}: its rows are means "
+            "of several workers' here, and anyone's may be in the one it trusts"
+        )
 
     def check_both(m):
         if check is not None:
@@ -212,9 +217,7 @@ def premixed(
             seen = f"{name} of num_workers={m} leaves its rule {count(m)} rows"
             raise ValueError(f"{seen}, and {error}") from error
 
-    # Of means a rule trusts one, and no longer a worker.
-    trusted = rule.trusted if count is None else ()
-    bears = bears or rule.bears
+    trusted, bears = rule.trusted, bears or rule.bears
 
     def mixing(geometry, key):
         m = geometry.num_workers

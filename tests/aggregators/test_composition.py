@@ -288,6 +288,8 @@ def test_ctma_hands_weights_to_its_base():
 def _over_every_rule():
     for rule in RULES:
         for meta in METAS:
+            if meta == "bucketing" and rule.honest_row is not None:
+                continue  # Refused: see below.
             if _largest_f(rule, meta) >= 0 and not rule.variant:
                 yield pytest.param(rule, meta, id=f"{meta}({rule.name})")
 
@@ -324,3 +326,12 @@ def test_every_meta_rule_nests_over_every_rule(rule: Rule, meta: str):
             bad = np.array(rows)
             bad[0] = poison
             assert np.isfinite(run(bad)).all(), poison
+
+
+def test_no_bucket_is_to_be_trusted():
+    """Which of them has the trusted worker, and who else, is drawn."""
+    for rule in (byzjax.monna(1), byzjax.nnm(byzjax.monna(1), 1)):
+        with pytest.raises(
+            ValueError, match=r"^bucketing needs a rule that trusts no r"
+        ):
+            byzjax.bucketing(rule, 2)

@@ -1,5 +1,6 @@
 """Nodes that lose a round at its end, lest another's silence is seen; spare ones."""
 
+import itertools
 import time
 
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("flwr")
 from flwr.app import Error, Message
 
 from byzjax.integrations.flower import exchange, rounds
+from byzjax.integrations.flower.nodes import Nodes
 from tests.integrations.fake_grid import FakeGrid, honest, model, silent, strategy
 
 SECONDS = 3.0  # Of a round.
@@ -126,14 +128,85 @@ def test_a_silent_node_rests_where_none_can_be_spared(n, caplog):
     assert history.unheard == history.asked - 3
     found = result.train_metrics_clientapp.values()
     assert all(metrics["accepted"] == n - 1 for metrics in found)
-    said = "they rest; not waited for: 4"
+    said = "resting, and did not answer: 4"
     assert sum(said in line for line in caplog.messages) == history.unheard
 
 
-def test_a_node_that_rests_and_answers_is_used():
+def test_a_node_that_rests_and_answers_is_used(monkeypatch):
+    monkeypatch.setattr(Nodes, "wake", lambda self: None)
     grid = FakeGrid(dict.fromkeys([1, 2, 3, 4], honest))
     robust = strategy(grace_seconds=0.1)
-    robust._nodes.of(4).note_silence(9)
+    robust._nodes.of(4).note_silence(9)  # Rests for ten rounds.
     result = robust.start(grid, model(), 3)
     found = result.train_metrics_clientapp.values()
     assert [metrics["accepted"] for metrics in found] == [4, 4, 4]
+
+
+def rubbish(message, grid):
+    return Message(Error(2, "rubbish"), reply_to=message)
+
+
+def late(seconds, *, silent_once=False):
+    first = {}
+
+    def answer(message, grid):
+        if silent_once and message.content["config"]["server-round"] == 2:
+            return None
+        since = first.setdefault(message.metadata.message_id, time.monotonic())
+        return honest(message, grid) if time.monotonic() - since > seconds else None
+
+    return answer
+
+
+def test_rubbish_makes_nobody_late_or_doubted():
+    """It is one of f, so that a slow node beside it is honest."""
+    nodes = {1: rubbish, 2: honest, 3: honest, 4: late(0.6)}
+    robust = strategy(round_seconds=5.0, grace_seconds=0.05)
+    result = robust.start(FakeGrid(nodes), model(), 3)
+    found = result.train_metrics_clientapp.values()
+    assert [metrics["accepted"] for metrics in found] == [3, 3, 3]
+    assert robust.histories[4].doubt == 0
+
+
+def test_whoever_is_in_time_is_so_after_a_silence_too(monkeypatch):
+    """Doubted it had four graces, and before two seconds more."""
+    nodes = {1: honest, 2: honest, 3: late(0.7, silent_once=True)}
+    monkeypatch.setattr(rounds, "_BUSY", 1.0)
+    robust = strategy(round_seconds=2.0, grace_seconds=0.1)
+    result = robust.start(FakeGrid(nodes), model(), 5)
+    kept = [found["model-kept"] for found in result.train_metrics_clientapp.values()]
+    assert kept == [0, 1, 0, 0, 0]
+
+
+def test_an_accomplice_lengthens_no_grace(monkeypatch):
+    monkeypatch.setattr(rounds, "_LEAST_GRACE", 0.1)
+    nodes = {1: silent, 2: late(1.3)} | dict.fromkeys((3, 4, 5), late(0.6))
+    robust = strategy(num_byzantine=2, round_seconds=9.0)
+    times = []
+    robust.start(
+        FakeGrid(nodes), model(), 3, evaluate_fn=lambda *_: times.append(time.time())
+    )
+    # 0.6 s, four times half of that, and what is between two looks; not from 1.3 s on.
+    assert all(b - a < 3.2 for a, b in itertools.pairwise(times[1:]))
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_rests_grow_whatever_it_is_silent_in(kind):
+    nodes = dict.fromkeys(range(1, 5), honest) | {5: silent_in(kind)}
+    grid = FakeGrid(nodes)
+    robust = strategy(grace_seconds=0.05, fraction_evaluate=1.0)
+    robust.start(grid, model(), 16)
+    # In rounds 1, 3, 6 and 11 it is asked, to train; to evaluate not in those it rests.
+    assert robust.histories[5].useless == 4
+
+
+def test_the_servers_time_is_not_the_nodes(monkeypatch):
+    monkeypatch.setattr(rounds, "_BUSY", 0.5)
+
+    def large(message, grid):
+        time.sleep(0.3)
+        return honest(message, grid)
+
+    robust = strategy(num_byzantine=4, grace_seconds=0.05)
+    robust.start(FakeGrid(dict.fromkeys(range(1, 10), large)), model(), 2)
+    assert not any(history.useless for history in robust.histories.values())

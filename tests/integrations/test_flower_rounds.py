@@ -11,7 +11,7 @@ pytest.importorskip("flwr")
 from flwr.app import Error, Message, RecordDict
 
 import byzjax
-from byzjax.integrations.flower import RobustStrategy, conversation, exchange
+from byzjax.integrations.flower import RobustStrategy, conversation, exchange, rounds
 from byzjax.integrations.flower.nodes import Nodes
 from tests.integrations.fake_grid import (
     FakeGrid,
@@ -21,6 +21,12 @@ from tests.integrations.fake_grid import (
     silent,
     strategy,
 )
+
+
+@pytest.fixture
+def never_busy(monkeypatch):
+    """Rounds of a second, which are all that a server has for others' replies."""
+    monkeypatch.setattr(rounds, "_BUSY", 0.05)
 
 
 def test_a_silent_node_costs_a_grace_and_then_rests():
@@ -87,6 +93,7 @@ def test_too_few_replies_keep_the_model_after_the_time_of_the_round():
     np.testing.assert_array_equal(arrays(result.arrays)["big"], arrays(start)["big"])
 
 
+@pytest.mark.usefixtures("never_busy")
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_silent_node_that_is_needed_holds_up_one_round(kind):
     """Afterwards it is asked, as there are too few others, but not waited for long."""
@@ -116,6 +123,7 @@ def number(message):
     return message.content["config"]["server-round"]
 
 
+@pytest.mark.usefixtures("never_busy")
 @pytest.mark.parametrize(
     "nodes, f",
     [
@@ -153,6 +161,7 @@ def test_taking_turns_at_being_of_no_use_holds_up_few_rounds(nodes, f):
         assert history.asked == sum(parts) and 0 <= history.doubt <= 256
 
 
+@pytest.mark.usefixtures("never_busy")
 def test_silence_as_often_as_it_is_forgiven_holds_up_few_rounds():
     """One of three nodes in each round, which has answered twice since."""
 

@@ -36,7 +36,7 @@ def bucketing(rule: Aggregator, bucket_size: int) -> Aggregator:
 
     Raises:
       TypeError: if `rule` is no aggregator.
-      ValueError: s < 1, s > m, or a missing key.
+      ValueError: s < 1, s > m, a missing key, or a rule that trusts a row.
 
     Example:
       >>> import byzjax, jax, jax.numpy as jnp

@@ -159,10 +159,11 @@ class Conversation:
                 seconds = min(seconds, _RECONNECT)
             if kind == MessageType.EVALUATE and self._held_up == server_round:
                 seconds = 0.0  # The round of training waited for them.
+            elif kind != MessageType.EVALUATE:
+                self._held_up = server_round
             left = seconds - (time.monotonic() - began)
             if left <= 0:
                 self._expected = min(least, here)
-                self._held_up = server_round
                 break
             log(INFO, "Waiting for nodes: %s of %s are here", here, least)
             time.sleep(min(1.0, left))

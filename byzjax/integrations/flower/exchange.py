@@ -141,6 +141,7 @@ def replies(
             if reply is None:
                 continue
             came = True
+            of.busy += waited
             took.append(pull.seconds)
             del waiting[message_id]
             yield reply

@@ -51,7 +51,8 @@ class NodeHistory:
     influence: float = 0.0
     reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     resting_until: int = 0
-    silences: int = 0  # In a row.
+    silences: int = 0  # In a row, when it was to train.
+    evaluating_silences: int = 0  # Likewise, when it was to evaluate.
     unheard: int = 0
     doubt: int = 0
     useless: int = 0
@@ -74,15 +75,18 @@ class NodeHistory:
         else:
             self.doubt = max(self.doubt - 1, 0)
 
-    def note_silence(self, server_round: int) -> None:
+    def note_silence(self, server_round: int, *, evaluating: bool = False) -> None:
         """The node rests: one round after a first silence, then two, four, eight.
 
         Not counted here, since a node may also be silent when it is to evaluate.
         """
         self.note_useless()
-        rest = min(2**self.silences, _LONGEST_REST)
-        self.silences = min(self.silences + 1, 10)
-        self.resting_until = server_round + rest
+        silences = self.evaluating_silences if evaluating else self.silences
+        self.resting_until = server_round + min(2**silences, _LONGEST_REST)
+        if evaluating:
+            self.evaluating_silences = min(silences + 1, 10)
+        else:
+            self.silences = min(silences + 1, 10)
 
     def note_useless(self) -> None:
         """Doubts it more, of whatever kind of round.
@@ -156,7 +160,9 @@ class Nodes:
     def note_evaluation(self, of: Round, server_round: int) -> None:
         """Who was of no use in a round of evaluation."""
         for node in of.silent:
-            self.of(node).note_silence(server_round)
+            self.of(node).note_silence(server_round, evaluating=True)
+        for node in {*of.replies, *of.rejected}:
+            self.of(node).evaluating_silences = 0
         for node in {*of.rejected, *of.late, *of.hindering}:
             self.of(node).note_useless()
 

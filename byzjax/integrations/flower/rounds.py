@@ -1,6 +1,7 @@
 """One round: who was asked, who answered what, and the stack of the usable replies."""
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -76,6 +77,8 @@ class Round:
       gone: those of them that were sent to, and left.
       late: nodes whose replies are used, though all but f others were in four graces
         before: who is hostile could hold up every round so, where it is needed.
+      busy: seconds so far in which the server was at replies that came, and waited for
+        nobody.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Round:
         self._examples_key = examples_key
         self._free = set(self._places.values())
         self.late: set[int] = set()
+        self.busy = 0.0
         self._others_after: float | None = None
         self.begin()
         self.doubtful, self._resting = doubtful, resting
@@ -148,12 +152,20 @@ class Round:
         """Of the unheard, for whom all others waited until the round was lost.
 
         Who is hostile may lose a round at its end, by rubbish or by leaving, lest
-        another is silent in it. No more than f: more were cut off.
+        another is silent in it.
         """
-        missing = self._missing
-        if not self._given_up or len(missing) > self.num_byzantine:
+        if not self._given_up or not self._few_missing:
             return []
-        return [node for node in missing if self._held_up or node in self.gone]
+        return [n for n in self._missing if self._held_up or n in self.gone]
+
+    @property
+    def _few_missing(self) -> bool:
+        """Whether all that is missing may be hostile, with those that sent rubbish.
+
+        More were cut off, or are slow, and honest.
+        """
+        of_no_use = len(self._missing) + len(self.rejected)
+        return of_no_use <= self.num_byzantine
 
     @property
     def has_enough(self) -> bool:
@@ -166,11 +178,10 @@ class Round:
 
         There is an aggregate without them, or they were of no use lately: a node that
         is needed would hold up every round, by silence or by coming late. Of these no
-        more than f: more were cut off, and are honest.
+        more than f, with those that sent rubbish: others are honest.
         """
-        missing = self._missing
-        few = len(missing) <= self.num_byzantine
-        return self.has_enough or (few and self.doubtful.issuperset(missing))
+        doubted = self._few_missing and self.doubtful.issuperset(self._missing)
+        return self.has_enough or doubted
 
     @property
     def is_lost(self) -> bool:
@@ -185,7 +196,7 @@ class Round:
         Unless all but f others had, long before.
         """
         self._given_up = True
-        self._held_up = self._is_late()
+        self._held_up = self._seconds_to_be_late() < 0
 
     def seconds_left_of_round(self) -> float:
         """How long to wait if too few have come."""
@@ -201,14 +212,17 @@ class Round:
         left = self.seconds_left_of_round()
         if not self.is_settled:
             return left
+        if not self.has_enough:  # As long as who is not doubted yet.
+            return min(left, self._seconds_to_be_late())
         passed = self._budget.round_seconds - left
         if self._settled_after is None:
             self._settled_after = passed
-        # f of them may be silent on purpose; more than f are probably slow.
-        last = self.has_enough and missing <= self.num_byzantine
-        grace = self._grace(self._settled_after)
+        # f of them may be silent on purpose; more than f are probably slow. As long as
+        # all but f others took: an accomplice could come late enough to double it.
+        after = self._others_after
+        grace = self._grace(self._settled_after if after is None else after)
         since = passed - self._settled_after
-        return min(left, (grace if last else 4 * grace) - since)
+        return min(left, (grace if self._few_missing else 4 * grace) - since)
 
     def _grace(self, after: float) -> float:
         """Seconds for who is missing once the others are there, after so many."""
@@ -218,26 +232,29 @@ class Round:
     def _note_time(self, node: int) -> None:
         """Of an answer: when all but f have come, and who is needed long after."""
         needed = node in self.replies and len(self.replies) <= self.enough
-        if needed and self._is_late():
+        if needed and self._seconds_to_be_late() < 0:
             self.late.add(node)
-        few = len(self._missing) <= self.num_byzantine
-        if few and self._others_after is None:
-            self._others_after = time.monotonic() - self._began
+        if self._few_missing and self._others_after is None:
+            self._others_after = self._waited
 
-    def _is_late(self) -> bool:
-        """Whether all but f others have waited longer than the slow would take."""
+    @property
+    def _waited(self) -> float:
+        """Seconds since it began that the server was not at replies."""
+        return time.monotonic() - self._began - self.busy
+
+    def _seconds_to_be_late(self) -> float:
+        """Until all but f others have waited for longer than the slow would take."""
         after = self._others_after
         if after is None:
-            return False
-        passed = time.monotonic() - self._began
-        return passed > after + 4 * self._grace(after) + _BUSY
+            return math.inf
+        return after + 4 * self._grace(after) + _BUSY - self._waited
 
     def reopen(self) -> None:
         """Forgets all replies, for a caller that aggregates the same round again."""
         self.replies, self.rejected, self.strangers = {}, {}, 0
         self.unreachable = self.gone = frozenset()
         self._given_up = self._held_up = False
-        self.late, self._others_after = set(), None
+        self.late, self._others_after, self.busy = set(), None, 0.0
         self._free = set(self._places.values())
 
     def take(self, message: Message) -> None:

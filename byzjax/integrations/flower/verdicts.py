@@ -48,17 +48,24 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
         log(WARNING, "\t> the reply of node %s counts as absent: %s", node, reason)
     for node in sorted(of.silent):
         log(WARNING, "\t> node %s did not answer in time", node)
-    for node in sorted({*of.late, *of.hindering}):
+    for node in sorted(of.late):
         log(
             WARNING,
             "\t> all others waited for node %s, which is waited for four graces next "
             "time; grace_seconds says how long one is",
             node,
         )
+    for node in sorted(of.hindering):
+        log(
+            WARNING,
+            "\t> node %s left, or was out long after all others: it is doubted as one "
+            "that was silent",
+            node,
+        )
     if of.unheard:
         nodes = ", ".join(map(str, sorted(of.unheard)))
-        why = "they rest" if of.has_enough else "too few can still answer"
-        log(WARNING, "\t> %s; not waited for: %s", why, nodes)
+        why = "resting, and did" if of.has_enough else "too few can still answer; did"
+        log(WARNING, "\t> %s not answer: %s", why, nodes)
     if of.strangers:
         log(WARNING, "\t> %s replies that nobody was asked for", of.strangers)
 
