@@ -148,6 +148,7 @@ STATEFUL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_the_state_that_a_rule_is_in(name):
     """By finite differences of the rule in that state, in double precision."""

@@ -80,6 +80,7 @@ def _pairs(condition):
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base, outer, inner",
     # Of two rows, Krum can choose none, and all between are geometric medians.

@@ -70,6 +70,7 @@ def test_forward_derivatives_are_finite_and_those_of_the_gradient(rule):
             np.testing.assert_allclose(back, ahead, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 @compiles
 def test_derivatives_match_finite_differences(rule):
     f = some_f(rule)

@@ -53,6 +53,7 @@ FAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e3, 1e6, 1e10, 1e17])
 @pytest.mark.parametrize("m, d", [(17, 3), (9, 1), (48, 7), (65, 20), (512, 5)])
 def test_no_minority_moves_it_from_its_place(m, d, size):
@@ -103,6 +104,7 @@ def test_a_crowd_about_an_honest_row_is_no_one_place(m, d):
         assert np.linalg.norm(got - expected) <= 1e-4 * half + floor
 
 
+@pytest.mark.slow
 def test_derivatives_where_all_rows_count_alike():
     """Equal weights are no sign of a row: in the middle of a cross they move."""
     rows = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])

@@ -167,6 +167,7 @@ def keep(updates, state, params=None, *, present=None, **extra):
     return (updates[0], (updates, there)), state
 
 
+@pytest.mark.slow
 def test_weights_and_a_mask():
     """Cuts are of the workers present; equal weights of those are none."""
     rows = gaussian(9, seed=7)

@@ -23,6 +23,7 @@ def stack(poison):
     return jnp.asarray(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", WEIGHTED, ids=lambda rule: rule.name)
 def test_equal_weights_are_none(rule):
     """Bit for bit, as users compile; conventions of a rule to how programs round."""

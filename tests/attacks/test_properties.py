@@ -74,6 +74,7 @@ def test_reads_own_messages_only_if_it_says_so(row):
     assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.slow
 @table
 def test_jit_equals_eager_in_a_chain_over_steps(row):
     attack = row.make(num_byzantine=F)
@@ -96,6 +97,7 @@ def test_jit_equals_eager_in_a_chain_over_steps(row):
     np.testing.assert_allclose(run(steps)[1], jnp.stack(eager), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @table
 def test_tree_equals_ravelled_matrix(row):
     x = matrix()

@@ -21,6 +21,7 @@ def traced(attack, rows, state):
     return jax.eval_shape(lambda x, s: attack.update(x, s, key=KEY), rows, state)
 
 
+@pytest.mark.slow
 @table
 def test_every_attack_takes_every_width_with_x64(row):
     attack = row.make(num_byzantine=F)

@@ -45,6 +45,7 @@ def all_there(folder):
     return steps and path.is_file() and path.read_text().count("\n") * 3 > max(steps)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     code = (

@@ -6,12 +6,12 @@ import threading
 import types
 from unittest import mock
 
-import httpx
 import numpy as np
 import pytest
 
 pytest.importorskip("flwr")
 
+import httpx
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (

@@ -48,6 +48,7 @@ def some_rows(m):
     return np.random.default_rng(m).integers(0, m, size=1 + m // 4)
 
 
+@pytest.mark.slow
 @hypothesis.given(
     hypothesis.extra.numpy.arrays(
         np.uint32, (35, 3), elements=st.integers(0, 2**32 - 1)

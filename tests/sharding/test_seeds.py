@@ -45,11 +45,13 @@ def traced(rule, m):
     return function.trace(x[None], keep)
 
 
+@pytest.mark.slow
 @stacks.every
 def test_a_rule_may_run_on_each_device_by_itself(rule):
     traced(rule, stacks.M)
 
 
+@pytest.mark.slow
 @stacks.compiles
 def test_a_rule_of_few_workers_may(rule):
     if stacks.some_f(rule, 3) <= rule.most(3):
