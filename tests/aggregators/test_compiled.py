@@ -92,8 +92,12 @@ def test_what_a_trimmed_mean_sums_is_written(m):
     assert re.search(rf"= f32\[{m},\d+\]\S* fusion\(", text)
 
 
-@pytest.mark.parametrize("m, d", [(M, 100_000), (65, 1_000_000), (512, 1_000_000)])
-@pytest.mark.parametrize("name", ["mean", "meamed", "monna", "krum", "ctma(median)"])
+@pytest.mark.parametrize(
+    "m, d", [(M, 100_000), (65, 1_000_000), (128, 1_000_000), (512, 1_000_000)]
+)
+@pytest.mark.parametrize(
+    "name", ["mean", "meamed", "phocas", "monna", "krum", "ctma(median)"]
+)
 def test_memory_beside_the_stack_does_not_grow_with_it(name, m, d):
     rule = RULES[name][0]
     sizes = [

@@ -85,7 +85,7 @@ def test_equals_the_oracle_without_byzantine_workers(rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule, m", where_each([3, 8, 17], serves))
+@pytest.mark.parametrize("rule, m", where_each([3, 4, 8, 17], serves))
 def test_equals_the_oracle_at_the_largest_f(rule, m):
     # Drawn so that nothing hangs on a rounding, as where NNM makes two pairs of equal
     # rows, and every point between them is a geometric median.

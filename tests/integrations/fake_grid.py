@@ -1,12 +1,14 @@
 """A network of Flower's without a network: nodes are functions, and may be hostile."""
 
 import itertools
+import time
 from unittest import mock
 
 import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
+    Error,
     Message,
     MetricRecord,
     RecordDict,
@@ -71,6 +73,25 @@ def honest(message, grid):
 
 def silent(message, grid):
     return None
+
+
+def lost(message, grid):
+    """An error in the place of a reply."""
+    return Message(Error(2, "lost"), reply_to=message)
+
+
+def late(seconds, answer=honest, kind="train"):
+    """Answers so many seconds after it was first asked."""
+    first = {}
+
+    def answering(message, grid):
+        if message.metadata.message_type != kind:
+            return honest(message, grid)
+        asked = first.setdefault(message.metadata.message_id, time.monotonic())
+        passed = time.monotonic() - asked > seconds
+        return answer(message, grid) if passed else None
+
+    return answering
 
 
 def strategy(**options):

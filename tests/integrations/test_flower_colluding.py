@@ -7,11 +7,17 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import Error, Message
-
 from byzjax.integrations.flower import exchange, rounds
 from byzjax.integrations.flower.nodes import Nodes
-from tests.integrations.fake_grid import FakeGrid, honest, model, silent, strategy
+from tests.integrations.fake_grid import (
+    FakeGrid,
+    honest,
+    late,
+    lost,
+    model,
+    silent,
+    strategy,
+)
 
 SECONDS = 3.0  # Of a round.
 BURNT = 1.2  # Seconds after which it is lost.
@@ -20,21 +26,6 @@ BURNT = 1.2  # Seconds after which it is lost.
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(rounds, "_BUSY", 0.1)
-
-
-def fuse(kind):
-    """Sends rubbish when a round of this kind has lasted for long."""
-    first = {}
-
-    def answer(message, grid):
-        if message.metadata.message_type != kind:
-            return honest(message, grid)
-        since = first.setdefault(message.metadata.message_id, time.monotonic())
-        if time.monotonic() - since > BURNT:
-            return Message(Error(2, "rubbish"), reply_to=message)
-        return None
-
-    return answer
 
 
 def silent_in(kind):
@@ -51,7 +42,7 @@ def silent_in(kind):
 def test_rubbish_at_the_end_hides_no_silence(kind, fuses):
     f = fuses + 1
     nodes = dict.fromkeys(range(1, 2 * f + 2), honest)
-    burning = fuse(kind)
+    burning = late(BURNT, lost, kind)
     nodes |= dict.fromkeys(range(1, fuses + 1), burning) | {f: silent_in(kind)}
     robust = strategy(
         num_byzantine=f,
@@ -142,25 +133,9 @@ def test_a_node_that_rests_and_answers_is_used(monkeypatch):
     assert [metrics["accepted"] for metrics in found] == [4, 4, 4]
 
 
-def rubbish(message, grid):
-    return Message(Error(2, "rubbish"), reply_to=message)
-
-
-def late(seconds, *, silent_once=False):
-    first = {}
-
-    def answer(message, grid):
-        if silent_once and message.content["config"]["server-round"] == 2:
-            return None
-        since = first.setdefault(message.metadata.message_id, time.monotonic())
-        return honest(message, grid) if time.monotonic() - since > seconds else None
-
-    return answer
-
-
 def test_rubbish_makes_nobody_late_or_doubted():
     """It is one of f, so that a slow node beside it is honest."""
-    nodes = {1: rubbish, 2: honest, 3: honest, 4: late(0.6)}
+    nodes = {1: lost, 2: honest, 3: honest, 4: late(0.6)}
     robust = strategy(round_seconds=5.0, grace_seconds=0.05)
     result = robust.start(FakeGrid(nodes), model(), 3)
     found = result.train_metrics_clientapp.values()
@@ -170,7 +145,13 @@ def test_rubbish_makes_nobody_late_or_doubted():
 
 def test_whoever_is_in_time_is_so_after_a_silence_too(monkeypatch):
     """Doubted it had four graces, and before two seconds more."""
-    nodes = {1: honest, 2: honest, 3: late(0.7, silent_once=True)}
+    slow = late(0.7)
+
+    def silent_once(message, grid):
+        second = message.content["config"]["server-round"] == 2
+        return None if second else slow(message, grid)
+
+    nodes = {1: honest, 2: honest, 3: silent_once}
     monkeypatch.setattr(rounds, "_BUSY", 1.0)
     robust = strategy(round_seconds=2.0, grace_seconds=0.1)
     result = robust.start(FakeGrid(nodes), model(), 5)

@@ -15,26 +15,13 @@ from byzjax.integrations.flower.nodes import Nodes
 from tests.integrations.fake_grid import (
     FakeGrid,
     honest,
+    late,
     model,
     moved,
     reply,
     sent_model,
     strategy,
 )
-
-
-def late(seconds, answer=honest, kind="train"):
-    """Answers so many seconds after it was first asked."""
-    first = {}
-
-    def answering(message, grid):
-        if message.metadata.message_type != kind:
-            return honest(message, grid)
-        asked = first.setdefault(message.metadata.message_id, time.monotonic())
-        passed = time.monotonic() - asked > seconds
-        return answer(message, grid) if passed else None
-
-    return answering
 
 
 def test_bodies_that_come_slowly_have_one_patience_together():

@@ -9,19 +9,15 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array, Error, Message
+from flwr.app import Array, Message
 
 import byzjax
 from byzjax.integrations.flower import RobustStrategy
 from byzjax.integrations.flower.programs import rows_kept, rows_used
 from byzjax.integrations.flower.settings import Settings
 from tests.integrations import hostile
-from tests.integrations.fake_grid import FakeGrid, honest, model, moved
+from tests.integrations.fake_grid import FakeGrid, honest, lost, model, moved
 from tests.integrations.test_flower_learning import flat, run, updates
-
-
-def lost(message, grid):
-    return Message(Error(2, "lost"), reply_to=message)
 
 
 def network(absent, nodes, answer=lost):

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 import byzjax
 from byzjax.integrations.flower import RobustStrategy, conversation, exchange, rounds
@@ -17,6 +17,7 @@ from tests.integrations.fake_grid import (
     FakeGrid,
     arrays,
     honest,
+    lost,
     model,
     silent,
     strategy,
@@ -186,10 +187,6 @@ def test_resting_nodes_are_asked_where_f_of_the_others_may_be_silent():
         robust._nodes.of(node).note_silence(9)  # Rests for ten rounds.
     result = robust.start(FakeGrid(nodes), model(), 1)
     assert result.train_metrics_clientapp[1]["accepted"] == 4
-
-
-def lost(message, grid):
-    return Message(Error(2, "lost"), reply_to=message)
 
 
 def leaves(message, grid):

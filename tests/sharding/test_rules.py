@@ -1,7 +1,5 @@
 """Rules on eight host devices: the unsharded result, at the price of an all-reduce."""
 
-import functools
-
 import numpy as np
 import pytest
 
@@ -12,34 +10,26 @@ from tests.sharding import processes
 from tests.sharding.stacks import NUM_DEVICES, D, beside_itself, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharded rules")]
-# The mesh as `jax.make_mesh` gives it, of workers that devices do not divide, for all;
-# and the other kind, of workers that they do, but for conventions of another row.
-UNEVEN, EVEN = ("explicit", 13, "all"), ("auto", 16, "named")
-NAMED = [rule for rule in RULES if not rule.variant]
-every = pytest.mark.parametrize(
-    "rule, mesh",
-    [
-        *(pytest.param(rule, EVEN, id=f"{rule.name}-even") for rule in NAMED),
-        *(pytest.param(rule, UNEVEN, id=f"{rule.name}-uneven") for rule in RULES),
-    ],
-)
+# The mesh as `jax.make_mesh` gives it, of workers that devices do not divide; and the
+# other kind, of workers that they do.
+MEASURED = [("explicit", 13), ("auto", 16)]
+every = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+each_mesh = pytest.mark.parametrize("kind, m", MEASURED)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rules")
-
-    @functools.cache
-    def on(kind, m, which):
-        return processes.found_by("all_rules", folder, kind, str(m), which)
-
-    return on
+    return {
+        (kind, m): processes.found_by("all_rules", folder, kind, str(m))
+        for kind, m in MEASURED
+    }
 
 
+@each_mesh
 @every
-def test_equals_the_definition(found, rule, mesh):
-    m = mesh[1]
-    entry, x = found(*mesh)[rule.name], rows(m)
+def test_equals_the_definition(found, rule, kind, m):
+    entry, x = found[kind, m][rule.name], rows(m)
     got = np.asarray(entry["got"], np.float32)
     if beside_itself(rule):
         assert entry["alone"] <= 1e-5 * stacks.size(x)
@@ -47,10 +37,10 @@ def test_equals_the_definition(found, rule, mesh):
         stacks.assert_oracle(rule, x, stacks.some_f(rule, m), got)
 
 
+@each_mesh
 @every
-def test_moves_what_an_all_reduce_moves(found, rule, mesh):
-    m = mesh[1]
-    moves = [Collective(*move) for move in found(*mesh)[rule.name]["collectives"]]
+def test_moves_what_an_all_reduce_moves(found, rule, kind, m):
+    moves = [Collective(*move) for move in found[kind, m][rule.name]["collectives"]]
     there = [move for move in moves if move.kind == "all-to-all"]
     chunk = -(-D // NUM_DEVICES)
     padded = m + -m % NUM_DEVICES
@@ -65,9 +55,9 @@ def test_moves_what_an_all_reduce_moves(found, rule, mesh):
     assert len(rest) <= 8
 
 
-@pytest.mark.parametrize("rule", NAMED, ids=lambda rule: rule.name)
+@every
 def test_no_device_holds_the_stack(found, rule):
-    m = EVEN[1]  # Of other workers the stack comes in on all devices.
+    kind, m = MEASURED[1]  # Of other workers the stack comes in on all devices.
     # smea has matrices of all subsets, which do not grow with D.
     limit = m * D if rule.name == "smea" else m * D / 2
-    assert found(*EVEN)[rule.name]["largest"] < limit
+    assert found[kind, m][rule.name]["largest"] < limit

@@ -15,6 +15,7 @@ from byzjax import attacks
 from tests import rules, stacks
 from tests.attacks_table import F, M, key_of, matrix, table
 
+pytestmark = pytest.mark.slow
 SEEDS = PartitionSpec("seeds")
 
 
@@ -45,36 +46,25 @@ def traced(rule, m):
     return function.trace(x[None], keep)
 
 
-@pytest.mark.slow
 @stacks.every
 def test_a_rule_may_run_on_each_device_by_itself(rule):
     traced(rule, stacks.M)
 
 
-@pytest.mark.slow
-@stacks.compiles
-def test_a_rule_of_few_workers_may(rule):
-    if stacks.some_f(rule, 3) <= rule.most(3):
-        traced(rule, 3)
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("forgotten")
-@pytest.mark.parametrize(
-    "name, m",
-    [
-        *((name, 512) for name in ("median", "trimmed_mean", "meamed", "nnm(median)")),
-        *(
-            (name, 70)
-            for name in ("krum", "geometric_median", "ctma(median)", "bulyan", "caf")
-        ),
-    ],
-)
-def test_a_rule_of_many_workers_may(name, m):
-    traced(rules.RULES[rules.NAMES.index(name)], m)
+@pytest.mark.parametrize("m", [3, 70])
+@stacks.compiles
+def test_a_rule_of_few_and_of_many_workers_may(rule, m):
+    if stacks.some_f(rule, m) <= rule.most(m):
+        traced(rule, m)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "meamed", "nnm(median)"])
+def test_a_rule_of_512_workers_may(name):
+    traced(rules.RULES[rules.NAMES.index(name)], 512)
+
+
 @table
 def test_an_attack_may(row):
     attack, key = row.make(), key_of(row)
@@ -87,7 +77,6 @@ def test_an_attack_may(row):
         function.trace(x[None], key[None])
 
 
-@pytest.mark.slow
 def test_a_run_is_what_it_is_without_a_mesh():
     def loss_fn(params, batch):
         return jnp.mean((params[None] - batch) ** 2)

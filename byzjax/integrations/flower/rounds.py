@@ -76,7 +76,8 @@ class Round:
       unreachable: nodes whose replies cannot come any more, as `exchange` knows.
       gone: those of them that were sent to, and left.
       late: nodes whose replies are used, though all but f others were in four graces
-        before: who is hostile could hold up every round so, where it is needed.
+        and two seconds before: who is hostile could hold up every round so, where it is
+        needed.
       busy: seconds so far in which the server was at replies that came, and waited for
         nobody.
     """

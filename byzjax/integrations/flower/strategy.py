@@ -91,7 +91,7 @@ class RobustStrategy(Strategy):
         four times as long for more than f. None for half the time that these took, at
         least 3. A node that stays silent rests for 1, 2, 4, then 8 rounds: it is not
         asked, or not waited for where none can be spared; where it is needed all the
-        same, the wait for it is a grace, too.
+        same, the wait for it is four graces and two seconds.
       checkpoint: file for the state after each round, from which `start` goes on.
       key: a `jax.random.key` for rules that draw; None for any. A checkpoint keeps one.
       reference: for rules that need one, as `byzjax.fltrust()`: from the record that
@@ -284,7 +284,8 @@ class RobustStrategy(Strategy):
           Flower's result; its arrays are the last model.
 
         Raises:
-          TypeError, ValueError: a model, number or checkpoint that cannot be used.
+          TypeError, ValueError: an argument or a checkpoint that cannot be used.
+          RuntimeError: a checkpoint that another run writes as well.
         """
         configs = {"train_config": train_config, "evaluate_config": evaluate_config}
         self._talk.timeout = check_start(

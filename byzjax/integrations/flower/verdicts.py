@@ -51,8 +51,8 @@ def log_replies(kind: str, of: Round, server_round: int) -> None:
     for node in sorted(of.late):
         log(
             WARNING,
-            "\t> all others waited for node %s, which is waited for four graces next "
-            "time; grace_seconds says how long one is",
+            "\t> all others waited for node %s, next time for no more than four graces "
+            "and two seconds; grace_seconds says how long a grace is",
             node,
         )
     for node in sorted(of.hindering):
