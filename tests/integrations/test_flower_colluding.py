@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from byzjax.integrations.flower import exchange, rounds
+from byzjax.integrations.flower import conversation, exchange, rounds
 from byzjax.integrations.flower.nodes import Nodes
+from byzjax.integrations.flower.rounds import Budget, Reply, Round
 from tests.integrations.fake_grid import (
     FakeGrid,
     honest,
@@ -191,3 +192,38 @@ def test_the_servers_time_is_not_the_nodes(monkeypatch):
     robust = strategy(num_byzantine=4, grace_seconds=0.05)
     robust.start(FakeGrid(dict.fromkeys(range(1, 10), large)), model(), 2)
     assert not any(history.useless for history in robust.histories.values())
+
+
+def test_a_rest_is_short_again_after_an_answer():
+    nodes = Nodes()
+    for server_round in (1, 3):
+        nodes.of(1).note_silence(server_round, evaluating=True)
+    assert nodes.of(1).resting_until == 5
+    answered = Round([], 1, 1, Budget(1.0, 1.0))
+    answered.replies[1] = Reply(-1, 1.0, {}, "metrics")
+    nodes.note_evaluation(answered, 6)
+    nodes.of(1).note_silence(7, evaluating=True)
+    assert nodes.of(1).resting_until == 8
+
+
+def test_whom_training_waited_for_the_evaluation_does_not(monkeypatch):
+    """Away, there while it is sent to, and away again."""
+    monkeypatch.setattr(conversation, "_RECONNECT", 2.5)
+    monkeypatch.setattr(exchange, "_GONE", 0.2)
+
+    class Flapping(FakeGrid):
+        looks = 0
+        sent = False
+
+        def get_node_ids(self):
+            self.looks += 1
+            return [1, 2, 3] if self.looks > 1 and not self.sent else [1, 2]
+
+        def push_messages(self, messages):
+            self.sent = True
+            return super().push_messages(messages)
+
+    robust = strategy(round_seconds=9.0, fraction_evaluate=1.0)
+    start = time.monotonic()
+    robust.start(Flapping({1: honest, 2: honest, 3: silent}), model(), 1)
+    assert time.monotonic() - start < 2.4  # A second's look, and what it takes to go.

@@ -10,7 +10,7 @@ pytest.importorskip("flwr")
 from flwr.app import ConfigRecord
 
 from byzjax.integrations.flower.rounds import Budget, Round
-from tests.integrations.fake_grid import FakeGrid, honest, model, strategy
+from tests.integrations.fake_grid import FakeGrid, honest, lost, model, strategy
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.1, 0.25, 0.35])
@@ -141,3 +141,25 @@ def test_a_round_knows_how_long_to_wait(monkeypatch):
     assert waiting.seconds_left() == 1
     waiting.take(replies[4])
     assert waiting.seconds_left() == 0
+
+
+@pytest.mark.parametrize("rubbish, seconds", [(0, 5.0), (2, 20.0)])
+def test_a_grace_is_of_the_time_of_all_but_f(rubbish, seconds, monkeypatch):
+    """An accomplice who comes late has no part in it, and who sent rubbish is of f."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    nodes = dict.fromkeys(range(1, 7 + rubbish), honest)
+    nodes |= dict.fromkeys(range(7, 7 + rubbish), lost)
+    grid, robust = FakeGrid(nodes), strategy(num_byzantine=2)
+    sent = robust.configure_train(1, model(), ConfigRecord(), grid)
+    replies = grid.send_and_receive(sent)
+    waiting = Round(sent, 2, 5, Budget(1000.0, None))
+    for one in replies[6:]:
+        waiting.take(one)
+    now[0] += 10
+    for one in replies[:4]:
+        waiting.take(one)
+    if not rubbish:
+        now[0] += 20  # An accomplice's; two of those were out when others were in.
+    waiting.take(replies[4])
+    assert waiting.seconds_left() == seconds
