@@ -65,7 +65,7 @@ def aksel(
         m = checks.num_workers(updates)
         middle = functools.partial(order.middle, even=even, present=present)
         center = stacked.along_workers(middle, updates)
-        distances = stacked.distances_to_tree(updates, center, present)
+        distances = stacked.distances_to_tree(updates, center, present).values
         count = claims.num_present(m, present)
         shares = order.nearest_shares(distances, num_selected or count - f)
         shares = jnp.where(jnp.isfinite(distances), shares, 0)

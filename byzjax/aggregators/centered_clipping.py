@@ -75,9 +75,11 @@ def centered_clipping(radius: float, *, num_iterations: int = 1) -> Aggregator:
             return jnp.where(inside, 1, far)
 
         if num_iterations == 1:  # Distances between rows are not needed.
-            distances = stacked.distances_to_tree(updates, state.center, present)
+            found = stacked.distances_to_tree(updates, state.center, present)
+            distances, unit = found
             count = order.as_number(count, distances.dtype)
-            shares = clip(distances, checks.in_dtype(radius, distances.dtype)) / count
+            reach = checks.in_dtype(radius, unit.dtype) * stacked.inverse(unit)
+            shares = clip(distances, reach) / count
         else:
             # Around v itself, so the weights are of x_i − v and the rest stays at v; no
             # iterate is farther from it than the radius times their number.

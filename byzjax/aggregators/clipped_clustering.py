@@ -92,7 +92,7 @@ def clipped_clustering(
         m = checks.num_workers(updates)
         geometry = stacked.geometry(updates, present=present)
         # Places not filled yet hold +inf and come last.
-        norms = geometry.norms.astype(state.norms.dtype)
+        norms = geometry.plain_norms().astype(state.norms.dtype)
         history = jnp.concatenate([norms, state.norms])
         number = state.rounds[0] + 1
         rounds = jnp.append(jnp.full((m,), number, jnp.int32), state.rounds)
@@ -123,6 +123,7 @@ def clipped_clustering(
         same = (labels[:, None] == labels[None, :]) & geometry.finite[None, :]
         largest = jnp.argmax(jnp.where(geometry.finite, jnp.sum(same, axis=1), 0))
         member = geometry.finite & (labels == labels[largest])
+        most = geometry.in_norm_unit(most)
         shares = lift.clipped_mean(member, geometry, most)
         shares = jnp.where(geometry.finite, shares, 0)
         history = lax.stop_gradient(history)

@@ -94,7 +94,7 @@ def dnc(
         geometry = jax.tree.map(lax.stop_gradient, stacked.norms(updates, present))
         m, n = geometry.num_workers, geometry.num_present
         # Squares of the others could not be added up.
-        finite = geometry.norms < _FARTHEST * geometry.unit
+        finite = geometry.plain_norms() < _FARTHEST * geometry.unit
 
         def step(kept, key):
             gram = _sampled_gram(rows, finite, geometry.unit, subsample, key)

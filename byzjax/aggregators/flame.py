@@ -24,9 +24,8 @@ def flame(*, noise: float = 0.001) -> Aggregator:
 
     **Guarantee.** For m ≥ 2f + 1 the result, before the noise, is no longer than the
     longest honest row. Whether S leaves the attackers out is an assumption on their
-    directions. A row that is not finite has weight exactly 0; one whose length is no
-    float any more is taken for the largest float long, and may stay longer than the
-    honest. Two passes over the stack and O(m³), and one pass to draw the noise.
+    directions. A row that is not finite has weight exactly 0. Two passes over the stack
+    and O(m³), and one pass to draw the noise.
 
     Args:
       noise: λ ≥ 0, the standard deviation of the noise in units of s; the paper's 0.001
@@ -68,7 +67,7 @@ def flame(*, noise: float = 0.001) -> Aggregator:
         out, state = without.inside(
             updates, state, params, weights=weights, present=present
         )
-        norms = stacked.norms(updates, present).norms
+        norms = stacked.norms(updates, present).plain_norms()
         typical = order.middle(norms, present=present)
         scale = checks.in_dtype(level, typical.dtype) * typical
 

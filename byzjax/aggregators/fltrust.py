@@ -59,11 +59,12 @@ def fltrust() -> Aggregator:
         checks.num_workers(updates)
         reference = as_arrays(reference)
         _check_reference(updates, reference)
-        norms = stacked.norms(updates, present).norms
-        length = stacked.norm(reference)
+        geometry = stacked.norms(updates, present)
+        norms, length = geometry.norms, stacked.norm(reference)
         usable = (norms > 0) & (norms < jnp.inf) & (length > 0) & (length < jnp.inf)
         norms = jnp.where(usable, norms, 1)
-        scale = jnp.where(usable, stacked.over(length, norms), 0)
+        wanted = geometry.in_norm_unit(length)
+        scale = jnp.where(usable, stacked.over(wanted, norms), 0)
         # So short or long a row cannot be made as long as r.
         usable &= (scale < jnp.inf) & (scale >= jnp.finfo(scale.dtype).tiny)
         cosines = _cosines(updates, norms, reference, length)

@@ -62,7 +62,7 @@ def monna(num_byzantine: int, *, pivot: int = 0) -> Aggregator:
     def update(updates, state, params=None, *, weights=None, present=None, **extra):
         m = checks.num_workers(updates)
         claims.refuse_weights("monna", weights)
-        distances = stacked.distances_to_row(updates, pivot, present)
+        distances = stacked.distances_to_row(updates, pivot, present).values
         count = claims.num_present(m, present)
         kept = shares(distances, count - f)
         return stacked.weighted_sum(updates, kept, at_most=m - f), state

@@ -47,7 +47,7 @@ def anti_cge(*, num_byzantine: int | None = None) -> Attack:
     def message(honest, f):
         h = checks.num_workers(honest)
         checks.minority("anti_cge", f)(h + f)
-        norms = stacked.norms(honest).norms
+        norms = stacked.norms(honest).plain_norms()
         shortest = order.mark_nearest(norms, h - f)
         sums = stacked.weighted_sum(jax.tree.map(lift.wide, honest), shortest)
         coarsest = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(honest))

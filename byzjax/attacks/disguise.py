@@ -43,7 +43,8 @@ def hidden(honest: Tree, center: Tree, towards: Tree) -> jax.Array:
     # Over ‖towards‖ and in the geometry's unit a is 1, and the rest in range.
     gaps = jax.tree.map(lambda x, c: lift.wide(x) - c[None], honest, center)
     b = geometry.in_unit(lift.dots(gaps, lift.unit(towards)))
-    c = jnp.square(geometry.in_unit(stacked.distances_to_tree(honest, center)))
+    distances = stacked.distances_to_tree(honest, center).plain()
+    c = jnp.square(geometry.in_unit(distances))
     room = jnp.maximum(jnp.max(geometry.squared_distances) - c, 0)
     root = jnp.sqrt(b * b + room)
     # b + root cancels for b < 0; the other form of the same root does not.

@@ -117,7 +117,7 @@ def _against_krum(honest: Tree, f: int) -> Tree:
     geometry = stacked.geometry(honest)
     others = jnp.where(jnp.eye(h, dtype=bool), jnp.inf, geometry.squared_distances)
     along = geometry.in_unit(lift.dots(honest, direction))
-    norms = geometry.in_unit(geometry.norms)
+    norms = geometry.norms_in_unit()
     length = stacked.total([jnp.sum(s * s) for s in jax.tree.leaves(direction)])
     dtype = others.dtype
     along, length = along.astype(dtype), length.astype(dtype)

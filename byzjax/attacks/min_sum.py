@@ -56,7 +56,7 @@ def min_sum(
         sums = jnp.sum(geometry.squared_distances, axis=1)
         limit = jnp.max(sums) if bound == "max" else jnp.min(sums)
         # Σ‖x_j − μ + γp‖² = Σ‖x_j − μ‖² + hγ²‖p‖², as the x_j − μ sum to zero.
-        distances = stacked.distances_to_tree(honest, center)
+        distances = stacked.distances_to_tree(honest, center).plain()
         spent = jnp.sum(jnp.square(geometry.in_unit(distances)))
         room = jnp.sqrt(jnp.maximum(limit - spent, 0) / h) * geometry.unit
         length = stacked.norm(towards)

@@ -3,6 +3,7 @@
 Everything here happens on m×m arrays and smaller ones; `stacked.geometry` reads them.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from byzjax.numerics._range import LARGEST_SQUARE
 
 # A squared length that is no more than this many times its rounding is not known.
 _CANCELS = 100
+# A sum of squares is known from this many times the smallest float on, squared.
+_KNOWN = 1e5
 
 
 class Geometry(NamedTuple):
@@ -28,13 +31,14 @@ class Geometry(NamedTuple):
     exact: an uncentred Gram matrix cancels just when the honest workers agree.
 
     Squares are in units of `unit` squared, so that they stay in the range of floats
-    where the rows do; a length of one's own is divided by it. Norms are lengths as they
-    are, none beyond the largest float.
+    where the rows do; a length of one's own is divided by it. Norms are in units of
+    `norm_unit`, which is 1 but where a norm is beyond the largest float.
 
     Attributes:
       gram: `[m + 1, m + 1]`, zero for rows that are not finite.
       finite: `[m]`, bool; False for a worker who is absent.
       norms: `[m]`, distances to the origin, +inf if not finite.
+      norm_unit: 1, or 2^32 where a norm would be no float in 1.
       squared_distances: `[m, m]`, +inf from and to rows that are not finite.
       unit: a power of two, 1 as long as squares stay in range.
       present: `[m]`, which rows are workers; None for all.
@@ -43,6 +47,7 @@ class Geometry(NamedTuple):
     gram: jax.Array  # [m + 1, m + 1], zero for rows that are not finite.
     finite: jax.Array  # [m], bool; False for a worker who is absent.
     norms: jax.Array  # [m], distances to the origin, +inf if not finite.
+    norm_unit: jax.Array  # 1, or 2^32 where a norm would be no float in 1.
     squared_distances: jax.Array  # [m, m], +inf from and to rows that are not finite.
     unit: jax.Array  # A power of two, 1 as long as squares stay in range.
     present: jax.Array | None = None  # [m], which rows are workers; None for all.
@@ -61,6 +66,19 @@ class Geometry(NamedTuple):
         """Lengths in the unit of the squares."""
         return lengths * _range.inverse(self.unit)
 
+    def in_norm_unit(self, lengths: jax.Array) -> jax.Array:
+        """Lengths in the unit of the norms."""
+        return lengths * _range.inverse(self.norm_unit)
+
+    def norms_in_unit(self) -> jax.Array:
+        """The norms [m] in the unit of the squares, zero for rows not finite."""
+        norms = jnp.where(self.finite, self.norms, 0)
+        return norms * (self.norm_unit * _range.inverse(self.unit))
+
+    def plain_norms(self) -> jax.Array:
+        """Norms [m] as they are, those beyond the largest float as that."""
+        return _range.Lengths(self.norms, self.norm_unit).plain()
+
     def squared_distances_to(self, weights: jax.Array) -> jax.Array:
         """‖x_k − z‖² [m] for z = Σ weights_i x_i, +inf for rows that are not finite.
 
@@ -74,7 +92,7 @@ class Geometry(NamedTuple):
         diagonal = jnp.diagonal(self.gram)
         length = product(a, towards)
         by_products = length - 2 * towards + diagonal
-        norms = jnp.square(self.in_unit(self.norms))[:, None]
+        norms = jnp.square(self.norms_in_unit())[:, None]
         apart = jnp.block([[self.squared_distances, norms]])
         apart = jnp.where(self.finite[:, None] & (a != 0)[None, :], apart, 0)
         among = jnp.concatenate([apart, jnp.append(apart[:, m], 0)[None]])
@@ -92,7 +110,7 @@ class Geometry(NamedTuple):
 
     def around_origin(self) -> jax.Array:
         """x_i·x_j [m, m] around the origin; zero if not finite."""
-        own = jnp.square(self.in_unit(jnp.where(self.finite, self.norms, 0)))
+        own = jnp.square(self.norms_in_unit())
         return self._products_around(self.num_workers, own, self.finite)
 
     def _products_around(self, index, own, known):
@@ -136,7 +154,7 @@ class Geometry(NamedTuple):
     def cosine_distances(self) -> jax.Array:
         """1 − cos(x_i, x_j) [m, m]; 1 from and to zero rows, +inf where not finite."""
         m = self.num_workers
-        norms = self.in_unit(jnp.where(self.finite, self.norms, 0))
+        norms = self.norms_in_unit()
         lengths = norms[:, None] * norms[None, :]
         both = self.finite[:, None] & self.finite[None, :]
         usable = lengths > 0
@@ -154,8 +172,16 @@ class Geometry(NamedTuple):
         return jnp.where(both, distances, jnp.inf)
 
     def clip_factors(self, max_norm: jax.Array | float) -> jax.Array:
-        """What is kept [m] of rows cut to a norm of `max_norm`; 0 if not finite."""
+        """What is kept [m] of rows cut to a norm of `max_norm`; 0 if not finite.
+
+        Args:
+          max_norm: in the unit of the norms.
+        """
         norms = self.norms
+        if self.gram.size:
+            # Of what is shorter beside the others' squares a norm may be too small.
+            least = math.sqrt(float(jnp.finfo(norms.dtype).tiny)) * _KNOWN
+            norms = jnp.maximum(norms, self.in_norm_unit(least * self.unit))
         max_norm = jnp.asarray(max_norm, norms.dtype)
         long = norms > max_norm
         # Selected before the quotient, so that derivatives are finite.
@@ -194,7 +220,8 @@ class Geometry(NamedTuple):
         lengths = jnp.where(self.finite, lengths, jnp.inf)
         spread = _range.middle(lengths, self.present)
         # Nor is less known of the others than the last place of what they are.
-        size = _range.middle(self.in_unit(self.norms), self.present)
+        size = jnp.where(self.finite, self.norms_in_unit(), jnp.inf)
+        size = _range.middle(size, self.present)
         spread = jnp.maximum(spread, jnp.square(jnp.finfo(gram.dtype).eps * size))
         known = (rounding <= spread) | (rounding < squares)
         blur = lax.stop_gradient(jnp.where(known, 0, rounding))
@@ -214,24 +241,26 @@ class Geometry(NamedTuple):
         finite = self.finite | ~read
         if self.present is not None:  # An absent row is no row of zeros.
             finite &= self.present
+        cut = _range.lengths_of(norms, self.norm_unit, finite)
         if not self.gram.size:
-            if self.present is not None:
-                norms = jnp.where(self.present, norms, jnp.inf)
-            return self._replace(finite=finite, norms=norms)
+            return self._replace(finite=finite, norms=cut.values, norm_unit=cut.unit)
         # In a unit of their own, as they may have become far shorter.
-        unit = _range.power_of_two(_range.middle(norms, self.present))
+        unit = _range.power_of_two(_range.middle(cut.plain(), self.present))
         factors = factors * (self.unit * _range.inverse(unit))
-        lengths = norms * _range.inverse(unit)
+        lengths = norms * (self.norm_unit * _range.inverse(unit))
         # ‖s_i x_i − s_j x_j‖² from distances, which cancel for far rows that are cut to
         # a small ball, or from inner products, which do for rows near each other.
         both = read[:, None] & read[None, :]
         apart = jnp.where(both, self.squared_distances, 0)
         # One factor after the other: their product may leave the range.
         apart = factors[:, None] * (factors[None, :] * apart)
-        whole = lengths * self.in_unit(jnp.where(read, self.norms, 0))
+        whole = lengths * jnp.where(read, self.norms_in_unit(), 0)
         change = factors[:, None] - factors[None, :]
         moment = change * (whole[:, None] - whole[None, :])
         inner = factors[:, None] * (factors[None, :] * self.around_origin())
+        # Of rows far shorter than most, which are cut to what they were, it is noise.
+        most = lengths[:, None] * lengths[None, :]
+        inner = jnp.clip(inner, -most, most)
         squares = jnp.square(lengths)
         sums = squares[:, None] + squares[None, :]
         closer = apart + jnp.abs(moment) <= sums
@@ -264,17 +293,17 @@ class Geometry(NamedTuple):
 def masked(gram, squared_norms, squared_distances, finite, unit, present) -> Geometry:
     """Without the rows that are out of range, not `finite` or not `present`."""
     m = squared_norms.shape[0]
-    norms = _range.in_reach(root(squared_norms) * unit)
     # False for NaN.
     kept = finite & (squared_norms < LARGEST_SQUARE)
     if present is not None:
         kept &= present
+    norms = _range.lengths_of(root(squared_norms), unit, kept)
     points = jnp.append(kept, jnp.any(kept))  # Without any there is no plane.
     both = points[:, None] & points[None, :]
     return Geometry(
         jnp.where(both, gram, 0),
         kept,
-        jnp.where(kept, norms, jnp.inf),
+        *norms,
         jnp.where(both[:m, :m], squared_distances, jnp.inf),
         unit,
         present,

@@ -1,4 +1,4 @@
-"""Lengths of rows and of trees, right wherever they are floats, else the largest one.
+"""Lengths of rows, and of trees: of these the largest float where one is beyond it.
 
 The ordinary pass adds up squares. Where these may have left the range of floats, more
 passes take them over powers of two, row by row.
@@ -14,7 +14,7 @@ from byzjax.numerics import _columns, _range, devices
 from byzjax.numerics._columns import flat_rows, total
 from byzjax.numerics._geometry import root
 from byzjax.numerics._gram import product
-from byzjax.numerics._range import inverse, power_of_two
+from byzjax.numerics._range import Lengths, inverse, power_of_two
 from byzjax.trees import accumulator_dtype
 
 # A row is an outlier when it is so much longer than most, than one, and than what it is
@@ -24,7 +24,7 @@ _FARTHEST = 1e18
 
 def distances_to_tree(
     updates: trees.Tree, center: trees.Tree | None, present: jax.Array | None = None
-) -> jax.Array:
+) -> Lengths:
     """‖x_k − center‖ [m] over the whole tree, of zero if None; +inf for an outlier.
 
     That is a row that is not finite, or whose distance is beyond 10^18, 10^18 times the
@@ -37,25 +37,26 @@ def distances_to_tree(
     rows = jax.tree.leaves(updates)
     beside = None if center is None else jax.tree.leaves(center)
     rows = [flat_rows(x) for x in rows]
-    lengths, top = _lengths(rows, _flat(beside), present, None)
-    return _near(lengths, top, present)
+    roots, units, top = _lengths(rows, _flat(beside), present, None)
+    return _near(roots, units, top, present)
 
 
 def distances_to_row(
     updates: trees.Tree, index: int, present: jax.Array | None = None
-) -> jax.Array:
+) -> Lengths:
     """‖x_k − x_index‖ [m] over the whole tree, as `distances_to_tree`."""
     rows = [flat_rows(x) for x in jax.tree.leaves(updates)]
-    lengths, top = _lengths(rows, None, present, index)
-    return _near(lengths, top, present)
+    roots, units, top = _lengths(rows, None, present, index)
+    return _near(roots, units, top, present)
 
 
-def _near(lengths, top, present):
-    """Lengths [m], +inf for outliers and for rows that are not present."""
+def _near(roots, units, top, present):
+    """roots · units [m], +inf for outliers and for rows that are not present."""
+    lengths = Lengths(roots, units).plain()
     unit = jnp.maximum(power_of_two(_range.middle(lengths, present)), 1)
     # Where most rows are equal, nothing but their size says what is far from them.
     near = lengths < _FARTHEST * jnp.maximum(unit, top)
-    return jnp.where(near if present is None else near & present, lengths, jnp.inf)
+    return _range.lengths_of(roots, units, near if present is None else near & present)
 
 
 def norm(tree: trees.Tree) -> jax.Array:
@@ -71,14 +72,15 @@ def _flat(leaves):
 def _lengths(rows, center, present, index):
     """Distances [m] of rows, a list of `[m, n]`, to a list of `[n]` or to a row.
 
-    And the largest entry of what they are measured from, 0 where squares are safe.
+    In units of their own, both [m], and the largest entry of what they are measured
+    from, 0 where squares are safe.
     """
-    lengths, *_, top = _squares_and_units(rows, center, present, index)
-    return lengths, top
+    squares, units, top = _squares_and_units(rows, center, present, index)
+    return root(squares), units, top
 
 
 def _squares_and_units(rows, center, present, index):
-    """The distances, their squares over units² and the units, [m] each; and the top."""
+    """The squared distances over units² and the units, [m] each; and the top."""
     squares = _squares(rows, center, index, None)
     one = jnp.ones_like(squares)
 
@@ -101,8 +103,7 @@ def _squares_and_units(rows, center, present, index):
     start = left, squares, one, jnp.zeros((), one.dtype)
     _, squares, units, top = loops.while_loop(lambda carry: carry[0], in_units, start)
     squares = jnp.where(squares < jnp.inf, squares, jnp.inf)  # NaN as well.
-    lengths = _range.in_reach(root(squares) * units)
-    return jnp.where(squares < jnp.inf, lengths, jnp.inf), squares, units, top
+    return squares, units, top
 
 
 def _top(center, dtype):
@@ -138,7 +139,7 @@ def _squares(rows, center, index, scales):
 @_lengths.defjvp
 def _lengths_jvp(index, primals, tangents):
     rows, center, present = primals
-    lengths, squares, units, top = _squares_and_units(rows, center, present, index)
+    squares, units, top = _squares_and_units(rows, center, present, index)
 
     def in_units(rows, center):
         return _squares(rows, center, index, inverse(units))
@@ -147,8 +148,9 @@ def _lengths_jvp(index, primals, tangents):
     # Of the root, and none at zero and at infinity.
     usable = (squares > 0) & (squares < jnp.inf)
     halves = jnp.sqrt(jnp.where(usable, squares, 1)) * 2
-    moved = jnp.where(usable, moved / halves, 0) * units
-    return (lengths, top), (moved, jnp.zeros_like(top))
+    moved = jnp.where(usable, moved / halves, 0)
+    still = jnp.zeros_like(units), jnp.zeros_like(top)
+    return (root(squares), units, top), (moved, *still)
 
 
 @jax.custom_jvp

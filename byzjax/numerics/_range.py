@@ -5,6 +5,7 @@ more takes those of rows over a power of two, which is exact.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ LARGEST_SQUARE = 1e36
 # Sums of squares between these have lost nothing, nor have the squares of what is ten
 # thousand times smaller than they: 10^9 coordinates may fall short by 10^-29 in all.
 _LEAST, _MOST = 1e-20, 1e33
+# A row of 2^60 coordinates, or the difference of two, is no longer than the largest
+# float times this. What it makes too short for a float is 10^40 times as short.
+_LONGER = 2.0**32
 
 
 def is_safe(squares: jax.Array) -> jax.Array:
@@ -60,6 +64,31 @@ def _from_bits(bits, like):
 def in_reach(lengths: jax.Array) -> jax.Array:
     """Lengths of finite rows, no greater than the largest float."""
     return jnp.minimum(lengths, jnp.finfo(lengths.dtype).max)
+
+
+class Lengths(NamedTuple):
+    """Lengths [m] in a unit, so that those beyond the largest float have an order too.
+
+    Attributes:
+      values: `[m]`, +inf for outliers.
+      unit: 1, or 2^32 where one of them would be no float in 1.
+    """
+
+    values: jax.Array  # [m], +inf for outliers.
+    unit: jax.Array  # 1, or 2^32 where one of them would be no float in 1.
+
+    def plain(self) -> jax.Array:
+        """As they are, those beyond the largest float as that."""
+        finite = self.values < jnp.inf
+        return jnp.where(finite, in_reach(self.values * self.unit), self.values)
+
+
+def lengths_of(roots: jax.Array, units: jax.Array, there: jax.Array) -> Lengths:
+    """roots · units [m] where `there`, else +inf."""
+    beyond = there & (roots < jnp.inf) & ~(roots * units < jnp.inf)
+    unit = jnp.where(jnp.any(beyond), _LONGER, 1).astype(roots.dtype)
+    values = roots * (units * inverse(unit))
+    return Lengths(jnp.where(there, values, jnp.inf), unit)
 
 
 def largest(rows: Sequence[jax.Array], beside: Sequence[jax.Array | None]) -> jax.Array:

@@ -7,8 +7,7 @@ whatever happens in between happens on m×m arrays.
 Poison-proof: a row with a non-finite entry is an outlier, and so in a geometry is one
 10^9 times as long as most or more (so that float32 cannot hold both squares). Its
 distances are +inf, and a weighted sum *selects* before it multiplies, since 0·inf is
-NaN. Lengths are right wherever they are floats, though their squares may not be, and
-else the largest float.
+NaN. Lengths are right, though their squares, or they themselves, may be no floats.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,9 +101,10 @@ def geometry(
 def norms(updates: trees.Tree, present: jax.Array | None = None) -> Geometry:
     """A geometry of norms alone: `gram` and `squared_distances` are empty `[0, 0]`."""
     lengths = distances_to_tree(updates, None, present)
-    nothing = jnp.zeros((0, 0), lengths.dtype)
-    unit = power_of_two(_range.middle(lengths, present))
-    return Geometry(nothing, jnp.isfinite(lengths), lengths, nothing, unit, present)
+    nothing = jnp.zeros((0, 0), lengths.values.dtype)
+    unit = power_of_two(_range.middle(lengths.plain(), present))
+    finite = jnp.isfinite(lengths.values)
+    return Geometry(nothing, finite, *lengths, nothing, unit, present)
 
 
 def numbers_only(updates: trees.Tree, known: jax.Array) -> jax.Array:

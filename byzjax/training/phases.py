@@ -147,8 +147,8 @@ def aggregated(
         return checked(direction), rule_state, None
     direction, rule_state, influence = with_shares(aggregate, rows)
     present = extra.get("present")
-    distance = stacked.distances_to_tree(rows, checked(direction), present)
-    return direction, rule_state, WorkerMetrics(influence, distance)
+    distances = stacked.distances_to_tree(rows, checked(direction), present)
+    return direction, rule_state, WorkerMetrics(influence, distances.plain())
 
 
 def served(

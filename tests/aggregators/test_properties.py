@@ -286,7 +286,7 @@ def test_translation_moves_the_result(rule):
 
 
 @pytest.mark.parametrize("rule", where(lambda r: r.scaling))
-@pytest.mark.parametrize("scale", [2.5, 1e-10, 1e10, 1e-28, 1e25])
+@pytest.mark.parametrize("scale", [2.5, 1e-10, 1e10, 1e-28, 1e25, 1e38])
 def test_scale_scales_the_result(rule, scale):
     rows = gaussian(seed=47)
     scaled = run(rule, rows * np.float32(scale)) / np.float32(scale)

@@ -1,4 +1,4 @@
-"""Lengths are right wherever they are floats, though their squares are not."""
+"""Lengths are right though their squares, or they themselves, are no floats."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_lengths(dtype):
         x = np.concatenate([rows(1, seed=k) * dtype(s) for k, s in enumerate(SCALES)])
         x = np.concatenate([x, np.zeros_like(x[:1])])
         exact = np.linalg.norm(np.float64(x), axis=1)
-        got = jax.jit(stacked.distances_to_tree)(jnp.asarray(x), None)
+        got = jax.jit(stacked.distances_to_tree)(jnp.asarray(x), None).plain()
         near = np.where(exact < 1e19, exact, np.inf)  # Of the others in the middle.
         np.testing.assert_allclose(got, near, rtol=1e-5)
         tree = {"a": jnp.asarray(x[:, :7]), "b": jnp.asarray(x[:, 7:])}
@@ -50,6 +50,65 @@ def test_lengths(dtype):
             np.testing.assert_allclose(got, length, rtol=1e-5)
 
 
+def test_lengths_beyond_the_largest_float():
+    """They are told apart, and beside them so are the others."""
+    x = rows(7)
+    x[2:] *= np.float32(1e37)
+    x[5], x[6, 0] = 3e38, np.inf
+    x[2] *= np.float32(1e-30)
+    exact = np.linalg.norm(np.float64(x), axis=1)
+    got = jax.jit(stacked.distances_to_tree)(jnp.asarray(x), None)
+    assert got.unit > 1
+    values = np.float64(got.values) * np.float64(got.unit)
+    np.testing.assert_allclose(values[2:], exact[2:], rtol=1e-5)
+    most = np.finfo(np.float32).max
+    plain = np.where(np.isinf(exact), np.inf, np.minimum(values, most))
+    np.testing.assert_allclose(got.plain(), plain, rtol=1e-6)
+    short = stacked.distances_to_tree(jnp.asarray(x[:5] * np.float32(0.1)), None)
+    assert short.unit == 1
+
+
+@pytest.mark.parametrize("base", [byzjax.mean(), byzjax.krum(1), byzjax.median()])
+@pytest.mark.parametrize(
+    "length, beside, limit",
+    [(5.0, 1e38, 1.0), (1e-20, 1.0, 1e-30), (1e30, 3e38, 1e25), (2e38, 2e38, 2.0)],
+)
+def test_no_row_is_longer_than_what_it_was_clipped_to(base, length, beside, limit):
+    """Beside rows so long that of its square nothing is left, and rows so long."""
+    x = rows(6, 200)
+    x = np.sign(x) * np.float32(beside)
+    x[0] = 0
+    x[0, 0] = length
+    for rule in (base, byzjax.nnm(base, 1)):
+        out = jax.jit(byzjax.clipping(rule, limit).aggregate)(jnp.asarray(x))
+        got = np.linalg.norm(np.float64(out))
+        # By coordinates up to √m times as long.
+        assert got <= limit * (3 if rule.weigh is None else 1 + 1e-3)
+        assert got > 0 or limit / beside < 1e-37
+
+
+@pytest.mark.parametrize(
+    "rule", [byzjax.arc(byzjax.mean(), 2), byzjax.flame(noise=0.0), byzjax.cge(2)]
+)
+def test_nobody_is_longer_than_the_honest_by_lengths_that_are_no_floats(rule):
+    x = np.ones((9, 1000), np.float32) * np.float32(1e37)  # 3.2e38 long.
+    for ours in (0.1, 1.0, 8.0):  # Beyond the floats as well.
+        sent = x * np.float32(ours)
+        sent[7:] = 3.3e38
+        out = np.float64(jax.jit(rule.aggregate)(jnp.asarray(sent)))
+        assert np.linalg.norm(out) <= np.linalg.norm(np.float64(sent[0])) * (1 + 1e-5)
+
+
+def test_clipping_around_a_center_by_lengths_that_are_no_floats():
+    x = np.ones((5, 1000), np.float32) * np.float32(1e38)
+    for steps in (1, 3):
+        rule = byzjax.centered_clipping(1e35, num_iterations=steps)
+        state = rule.init(jnp.zeros(1000))
+        out, _ = jax.jit(rule.update)(jnp.asarray(x), state)
+        got = np.linalg.norm(np.float64(out))
+        np.testing.assert_allclose(got, 1e35 * steps, rtol=1e-4)
+
+
 # At the ends derivatives would be of what is subnormal, which is taken for zero.
 @pytest.mark.parametrize("scale", SCALES[1:-1])
 def test_derivatives_of_lengths(scale):
@@ -57,8 +116,9 @@ def test_derivatives_of_lengths(scale):
     center = x[0] / 2
 
     def summed(x, c):
-        to = stacked.distances_to_tree(x, c)
-        return jnp.sum(to) + stacked.norm(c) + jnp.sum(stacked.distances_to_row(x, 1))
+        to = stacked.distances_to_tree(x, c).values
+        among = stacked.distances_to_row(x, 1).values
+        return jnp.sum(to) + stacked.norm(c) + jnp.sum(among)
 
     to_x, to_center = jax.jit(jax.grad(summed, argnums=(0, 1)))(x, center)
 
@@ -98,11 +158,11 @@ def test_rows_of_ordinary_size_are_no_outliers_of_tiny_ones():
     x = rows(9)
     x[:5] *= np.float32(1e-22)
     x[5:] *= np.float32(1e-3)
-    got = stacked.distances_to_tree(jnp.asarray(x), None)
+    got = stacked.distances_to_tree(jnp.asarray(x), None).plain()
     np.testing.assert_allclose(got, np.linalg.norm(np.float64(x), axis=1), rtol=1e-5)
     for huge in (1e30, np.inf):
         x[8] = huge
-        got = stacked.distances_to_tree(jnp.asarray(x), None)
+        got = stacked.distances_to_tree(jnp.asarray(x), None).plain()
         np.testing.assert_array_equal(np.isinf(got), np.arange(9) == 8)
 
 
@@ -120,7 +180,7 @@ def test_no_minority_moves_the_unit():
         assert stacked.geometry(jnp.asarray(sent)).unit == 1
 
 
-@pytest.mark.parametrize("size", [1e-19, 1e-30, 1e20, 1e30])
+@pytest.mark.parametrize("size", [1e-19, 1e-30, 1e20, 1e30, 2.5e38])
 @pytest.mark.parametrize("length", [1e-25, 1.0, 8e23])
 def test_fltrust_is_no_longer_than_its_reference(size, length):
     reference = np.full(10_000, length, np.float32)

@@ -153,7 +153,7 @@ def test_distances_to_a_tree():
     rows, center = clustered(24, d=BLOCK + 3), clustered(25, d=BLOCK + 3)[0]
     rows[0], rows[1, 7], rows[2, 9] = np.nan, 1e30, -np.inf
     trees = [([x[..., :6], x[..., 6:]]) for x in (jnp.asarray(rows), center)]
-    got = jax.jit(stacked.distances_to_tree)(*trees)
+    got = jax.jit(stacked.distances_to_tree)(*trees).plain()
     assert np.isinf(got[:3]).all()
     exact = np.sqrt(squared(rows[3:], center[None])[:, 0])
     np.testing.assert_allclose(got[3:], exact, rtol=1e-5)

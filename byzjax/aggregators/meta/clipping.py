@@ -46,6 +46,7 @@ def clipping(rule: Aggregator, max_norm: float) -> Aggregator:
     limit = checks.number("clipping", max_norm=max_norm, open_interval=True)
 
     def factors(geometry):
-        return geometry.clip_factors(checks.in_dtype(limit, geometry.norms.dtype))
+        cut = checks.in_dtype(limit, geometry.norms.dtype)
+        return geometry.clip_factors(geometry.in_norm_unit(cut))
 
     return lift.prescaled("clipping", rule, factors)

@@ -116,7 +116,7 @@ def ctma(rule: Aggregator, num_byzantine: int, *, ties: str = "lowest") -> Aggre
         center, state = rule.inside(
             updates, state, params, weights=weights, present=present, **extra
         )
-        distances = stacked.distances_to_tree(updates, center, present)
+        distances = stacked.distances_to_tree(updates, center, present).values
         shares = jnp.where(jnp.isfinite(distances), trim(distances, weights, n), 0)
         return stacked.weighted_sum(updates, shares, at_most=at_most), state
 
