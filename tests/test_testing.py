@@ -174,14 +174,18 @@ def neighbours(rule):
 def test_rules_of_ones_own():
     check(midrange(F))
     check(nearest(F))
+    rows = jnp.asarray(testing.gaussian(M, 3))
+    np.testing.assert_allclose(byzjax.influence(midrange(F), rows).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_meta_rules_over_and_of_ones_own():
     check(byzjax.ctma(midrange(F), F))
     check(byzjax.nnm(nearest(F), F))
     check(halved(byzjax.median()), translation=False, hull=False)
     check(
         neighbours(byzjax.median()), permutation=False, hull=False, poison_proof=False
     )
-    rows = jnp.asarray(testing.gaussian(M, 3))
-    np.testing.assert_allclose(byzjax.influence(midrange(F), rows).sum(), 1, rtol=1e-5)
 
 
 def test_what_is_public():

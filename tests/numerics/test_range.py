@@ -68,23 +68,21 @@ def test_lengths_beyond_the_largest_float():
     assert short.unit == 1
 
 
-@pytest.mark.parametrize("base", [byzjax.mean(), byzjax.krum(1), byzjax.median()])
+@pytest.mark.parametrize("rule", [byzjax.krum(1), byzjax.nnm(byzjax.mean(), 1)])
 @pytest.mark.parametrize(
     "length, beside, limit",
-    [(5.0, 1e38, 1.0), (1e-20, 1.0, 1e-30), (1e30, 3e38, 1e25), (2e38, 2e38, 2.0)],
+    [(5.0, 1e38, 1.0), (1e-20, 1.0, 1e-30), (2e38, 2e38, 2.0)],
 )
-def test_no_row_is_longer_than_what_it_was_clipped_to(base, length, beside, limit):
+def test_no_row_is_longer_than_what_it_was_clipped_to(rule, length, beside, limit):
     """Beside rows so long that of its square nothing is left, and rows so long."""
     x = rows(6, 200)
     x = np.sign(x) * np.float32(beside)
     x[0] = 0
     x[0, 0] = length
-    for rule in (base, byzjax.nnm(base, 1)):
-        out = jax.jit(byzjax.clipping(rule, limit).aggregate)(jnp.asarray(x))
-        got = np.linalg.norm(np.float64(out))
-        # By coordinates up to √m times as long.
-        assert got <= limit * (3 if rule.weigh is None else 1 + 1e-3)
-        assert got > 0 or limit / beside < 1e-37
+    out = jax.jit(byzjax.clipping(rule, limit).aggregate)(jnp.asarray(x))
+    got = np.linalg.norm(np.float64(out))
+    assert got <= limit * (1 + 1e-3)
+    assert got > 0 or limit / beside < 1e-37
 
 
 @pytest.mark.parametrize(
