@@ -142,13 +142,16 @@ def _on_host(x):
 
 
 def _places(layout, m):
-    """The devices of each worker, those of a process beside each other."""
-    padded = m + -m % layout.num_worker_shards
+    """The devices of each worker, those of a process beside each other.
+
+    None of those who are absent from the layout: the others lie on all devices.
+    """
+    live = layout.live(m)
+    padded = len(live) + -len(live) % layout.num_worker_shards
     places: list[list[Any]] = [[] for _ in range(m)]
     for device, index in layout.batches.devices_indices_map((padded,)).items():
-        for worker in range(*index[0].indices(padded)):
-            if worker < m:
-                places[worker].append(device)
+        for worker in live[index[0]]:
+            places[worker].append(device)
     return [
         sorted(devices, key=lambda x: (x.process_index, x.id)) for devices in places
     ]

@@ -77,8 +77,9 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         m = checks.num_workers(updates) + len(layout.absent)
         check_workers("sharding.aggregate", layout, m)
         if layout.absent:  # What is given is of the workers that have a device.
+            live = layout.live(m)
             claims = {
-                name: spread(jnp.asarray(extra[name]), layout.live(m), m)
+                name: spread(_of_all(name, extra[name], live, layout), live, m)
                 for name in ("weights", "present")
                 if extra.get(name) is not None
             }
@@ -105,3 +106,15 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         return region.automatically(layout, run, args, specs)
 
     return base.around(rule, init, update)
+
+
+def _of_all(name, given, live, layout):
+    """Weights or a mask of the workers who have a device, of nobody else."""
+    given = jnp.asarray(given)
+    if given.shape != (len(live),):
+        raise ValueError(
+            f"sharding.aggregate needs {name} of shape ({len(live)},), one for each "
+            f"row, got {given.shape}: without those of the absent workers "
+            f"{list(layout.absent)}"
+        )
+    return given

@@ -11,12 +11,13 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from byzjax import checks
-from byzjax.sharding import programs
-from byzjax.sharding.layout import Layout
+from byzjax.sharding import programs, states
+from byzjax.sharding.layout import Layout, axes_of, is_spec
 from byzjax.sharding.way import check_layout
 from byzjax.trees import Tree
 
 _ROWS = "worker_state"  # The field of a TrainState whose leaves have a row a worker.
+_REMEMBERED = ("aggregator_state", "attack_state")  # Those that may have columns.
 
 
 class Checkpoints:
@@ -25,7 +26,9 @@ class Checkpoints:
     Each is a folder named by its step. Every process writes and reads the parts that
     its own devices have. A checkpoint of one number of processes and devices goes to
     any other: what rules remember of coordinates has the same length everywhere, and of
-    the workers' states the rows are found by their workers.
+    the workers' states the rows are found by their workers. Only columns that a rule or
+    attack remembers keep to a mesh on which the model is sharded in the same way, as
+    they lie in its order; elsewhere they are refused.
 
     **Guarantee.** A checkpoint is there as a whole or not at all, whenever a process is
     killed. Restored, a state is what it was to the bit, typed keys among it. A worker
@@ -81,7 +84,7 @@ class Checkpoints:
           layout: where it lies; None: in this process.
 
         Raises:
-          ValueError: several processes and no layout.
+          ValueError: several processes and no layout; leaves of one name.
         """
         checks.count("sharding.Checkpoints.save", step=step)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,7 @@ class Checkpoints:
         notes = {
             "absent": list(layout.absent) if layout else [],
             "shards": layout.num_worker_shards if layout else 1,
+            "order": _order(layout),
         }
         with self._checkpointer("save", layout) as checkpointer:
             checkpointer.save(
@@ -101,7 +105,8 @@ class Checkpoints:
                 custom_metadata=notes,
             )
         if self.keep is not None and jax.process_index() == _first(layout):
-            for old in self.steps()[: -self.keep]:
+            others = [old for old in self.steps() if old != step]
+            for old in others[: len(others) + 1 - self.keep]:
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def restore(
@@ -120,7 +125,8 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is none, or not this one.
-          ValueError: one of another structure, shapes or types.
+          ValueError: one of another structure, shapes or types; columns that are
+            remembered in another order.
         """
         steps = self.steps()
         wanted = steps[-1] if step is None and steps else step
@@ -137,6 +143,7 @@ class Checkpoints:
         wishes = {name: leaf for name, leaf in _named(like).items() if np.size(leaf)}
         rows = {name for name, row in _rows(like).items() if row and name in wishes}
         _check(path, wishes, rows, shapes, notes, layout)
+        _check_order(path, wishes, notes, layout)
         here = layout.absent if layout else ()
         moved = rows if tuple(notes.get("absent", ())) != here else set()
         asked = {
@@ -212,7 +219,15 @@ def _first(layout):
 
 def _named(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves}
+    named = {_name(path): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        names = [_name(path) for path, _ in leaves]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            "sharding.Checkpoints needs leaves with names of their own, got several "
+            f"called {twice}: keep dots out of the keys"
+        )
+    return named
 
 
 def _rows(tree):
@@ -258,6 +273,32 @@ def _places(before, count, after, like):
     rows = dict(zip(_live(before), range(count), strict=False))
     workers = itertools.islice(_live(after), like.shape[0])
     return np.asarray([rows.get(worker, -1) for worker in workers])
+
+
+def _order(layout):
+    """What decides in which order columns are remembered; "" for that of the leaves."""
+    specs = [] if layout is None else jax.tree.leaves(layout.params, is_leaf=is_spec)
+    if layout is None or not any(axes_of(spec) for spec in specs):
+        return ""
+    sizes = {name: layout.mesh.shape[name] for name in layout.others}
+    return f"{sizes} {[str(spec) for spec in specs]}"
+
+
+def _check_order(path, wishes, notes, layout):
+    """Says so when columns that a rule or attack remembers would change places."""
+    saved, here = notes.get("order", ""), _order(layout)
+    columns = [
+        name
+        for name, leaf in wishes.items()
+        if name.startswith(_REMEMBERED) and states.is_kept(np.shape(leaf))
+    ]
+    if saved != here and columns:
+        raise ValueError(
+            "sharding.Checkpoints.restore needs the model sharded as it was when "
+            f"saved, as {columns} remember columns in its order, got "
+            f"{here or 'no second axis'} for {saved or 'no second axis'} in {path}: "
+            "restore it with such a layout"
+        )
 
 
 def _check(path, wishes, rows, shapes, notes, layout):

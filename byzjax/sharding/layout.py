@@ -93,12 +93,15 @@ class Layout:
             )
         names = tuple(name for name in known if name in names)
         object.__setattr__(self, "workers", names)
-        absent = {
-            checks.count("Layout", absent=worker) for worker in tuple(self.absent)
-        }
+        if not isinstance(self.absent, Sequence):
+            raise TypeError(
+                "Layout needs absent to be a tuple of numbers of workers, got "
+                f"{self.absent!r}"
+            )
+        absent = {checks.count("Layout", absent=worker) for worker in self.absent}
         object.__setattr__(self, "absent", tuple(sorted(absent)))
-        for spec in jax.tree.leaves(self.params, is_leaf=_is_spec):
-            if not _is_spec(spec):
+        for spec in jax.tree.leaves(self.params, is_leaf=is_spec):
+            if not is_spec(spec):
                 raise TypeError(
                     "Layout needs params to be a tree of jax.sharding.PartitionSpec, "
                     f"got {spec!r} in it"
@@ -112,7 +115,7 @@ class Layout:
                     )
 
     def __hash__(self):  # Trees of specs, such as dicts, have none.
-        specs, structure = jax.tree.flatten(self.params, is_leaf=_is_spec)
+        specs, structure = jax.tree.flatten(self.params, is_leaf=is_spec)
         return hash((self.mesh, self.workers, tuple(specs), structure, self.absent))
 
     @property
@@ -176,6 +179,11 @@ class Layout:
           ValueError: m, without those absent, is no multiple of the devices that
             workers lie on.
         """
+        owner = "Layout.workers_of_process"
+        num_workers = checks.count(owner, num_workers=num_workers, minimum=1)
+        own = jax.process_index()
+        if process is not None:
+            own = checks.count(owner, process=process)
         shards, live = self.num_worker_shards, self.live(num_workers)
         if len(live) % shards:
             without = f" without {len(self.absent)} absent ones" if self.absent else ""
@@ -184,7 +192,6 @@ class Layout:
                 f"{shards} shards of the workers' axis, got num_workers={num_workers}"
                 f"{without}"
             )
-        own = jax.process_index() if process is None else process
         places = self.batches.devices_indices_map((len(live),))
         rows = np.asarray(live, int)
         found = {
@@ -210,15 +217,15 @@ class Layout:
                 lambda spec, part: [spec] * len(jax.tree.leaves(part)),
                 self.params,
                 tree,
-                is_leaf=_is_spec,
+                is_leaf=is_spec,
             )
         except ValueError as error:
             raise ValueError(
                 "Layout needs params of the structure of the parameters, or of the "
-                f"top of it, got {jax.tree.structure(self.params, is_leaf=_is_spec)} "
+                f"top of it, got {jax.tree.structure(self.params, is_leaf=is_spec)} "
                 f"and {structure}"
             ) from error
-        specs = jax.tree.leaves(full, is_leaf=_is_spec)
+        specs = jax.tree.leaves(full, is_leaf=is_spec)
         for spec, leaf in zip(specs, leaves, strict=True):
             self._check(spec, leaf)
         return specs
@@ -236,7 +243,8 @@ class Layout:
             )
 
 
-def _is_spec(x: Any) -> bool:
+def is_spec(x: Any) -> bool:
+    """Whether a leaf of `Layout.params` is what it is to be."""
     return isinstance(x, PartitionSpec)
 
 

@@ -196,7 +196,8 @@ class Runner:
 
         def commit():
             agreeing.compare(name, "sharding.run")
-            if self.built is not None and len(built.devices) < len(self.built.devices):
+            before = jax.devices() if self.built is None else self.built.devices
+            if len(built.devices) < len(before):
                 _log.warning(
                     "byzjax: %d of %d workers are left, without %s, after step %d, "
                     "with num_byzantine=%d",
@@ -213,8 +214,10 @@ class Runner:
 
     def _for(self, devices) -> Built:
         layout = self.make_layout(devices)
-        if self.owners is None:
-            self.owners = _owners(layout, self.m)
+        if self.owners is None:  # Of all who came, though one may have died since.
+            everybody = jax.devices()
+            whole = layout if devices == everybody else self.make_layout(everybody)
+            self.owners = _owners(whole, self.m)
         alive = {device.process_index for device in devices}
         present = np.isin(self.owners, sorted(alive))
         absent = tuple(int(worker) for worker in np.flatnonzero(~present))

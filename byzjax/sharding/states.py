@@ -100,6 +100,11 @@ class Kept:
         )
 
 
+def is_kept(shape: tuple[int, ...]) -> bool:
+    """Whether columns that are kept may have this shape."""
+    return bool(shape) and shape[-1] > 0 and shape[-1] % _LEAST_UNIT == 0
+
+
 def padded(width: int) -> int:
     """The length that columns are kept at, at least `width`."""
     doublings = (width // (_FINE * _LEAST_UNIT)).bit_length() - 1

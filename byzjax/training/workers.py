@@ -94,7 +94,7 @@ def map_sharded(
             lambda x: lax.dynamic_slice_in_dim(x, start, size, axis=1), parts
         )
         found = jax.vmap(jax.vmap(function))(own)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        flat = jax.tree.map(lambda x: x.reshape(shards * size, *x.shape[2:]), found)
         out = jax.tree.map(lambda x: x.reshape(shards, size, *x.shape[1:]), sent(flat))
         return start, out
 

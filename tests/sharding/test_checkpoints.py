@@ -5,9 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import byzjax
 from byzjax import sharding
 from tests.sharding import processes
 from tests.sharding.all_checkpoints import M
@@ -113,3 +115,42 @@ def test_numbers_are_checked(tmp_path):
         sharding.Checkpoints(tmp_path, keep=0)
     with pytest.raises(ValueError, match="step=-1"):
         sharding.Checkpoints(tmp_path).save(-1, jnp.ones(2))
+
+
+def test_columns_in_another_order_are_refused(tmp_path):
+    """A rule's memory would be permuted, without a word."""
+    checkpoints = sharding.Checkpoints(tmp_path)
+    mesh = jax.make_mesh((1, 1), ("workers", "model"))
+    spread = sharding.Layout(mesh, params={"w": PartitionSpec(None, "model")})
+    plain = sharding.Layout(jax.make_mesh((1,), ("workers",)))
+
+    def state(rule, layout):
+        trainer = byzjax.trainer(
+            lambda params, batch: jnp.sum((params["w"] - batch) ** 2),
+            aggregator=rule,
+            server=optax.sgd(0.1),
+            num_workers=3,
+            layout=layout,
+        )
+        return trainer.init({"w": jnp.ones((6, 8))})
+
+    remembers = byzjax.centered_clipping(0.5)
+    checkpoints.save(1, state(remembers, spread), spread)
+    with pytest.raises(ValueError, match=r"aggregator_state.* remember columns"):
+        checkpoints.restore(state(remembers, plain), plain)
+    assert checkpoints.restore(state(remembers, spread), spread)[0] == 1
+    checkpoints.save(2, state(byzjax.median(), spread), spread)
+    assert checkpoints.restore(state(byzjax.median(), plain), plain)[0] == 2
+
+
+def test_what_was_just_saved_stays(tmp_path):
+    checkpoints = sharding.Checkpoints(tmp_path, keep=2)
+    for step in (100, 200, 50):
+        checkpoints.save(step, {"w": jnp.ones(2)})
+    assert checkpoints.steps() == [50, 200]
+
+
+def test_leaves_of_one_name_are_refused(tmp_path):
+    tree = {"a": {"b": jnp.ones(2)}, "a.b": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=r"several called \['a\.b'\]"):
+        sharding.Checkpoints(tmp_path).save(1, tree)

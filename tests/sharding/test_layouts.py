@@ -167,3 +167,52 @@ def test_a_poison_is_not_cast_on_a_layout():
     dtype = pytest.raises(TypeError, match="poison's batches to keep the dtype int32")
     with jax.numpy_dtype_promotion("standard"), dtype:
         trainer.step(state, jnp.ones((3, 4), jnp.int32), jax.random.key(0))
+
+
+def test_claims_are_of_the_rows_that_are_given():
+    """Of all m, those of the absent among them, they would be of the wrong workers."""
+    means = sharding.aggregate(byzjax.mean(), one(absent=(0, 1)))
+    rows = jnp.arange(6.0)[:, None]
+    assert means.aggregate(rows, weights=jnp.eye(6)[2]) == 2
+    for given in (jnp.eye(8)[2], jnp.float32(1)):
+        with pytest.raises(ValueError, match=r"weights of shape \(6,\).*\[0, 1\]"):
+            means.aggregate(rows, weights=given)
+    with pytest.raises(ValueError, match=r"present .*\(6,\), got \(8,\)"):
+        means.aggregate(rows, present=jnp.ones(8, bool))
+
+
+def test_a_report_has_no_devices_of_absent_workers():
+    layout = one(absent=(0, 2))
+    guarded = sharding.aggregate(byzjax.guard(byzjax.median(), 5), layout)
+    report = byzjax.guard_report(guarded.init(jnp.zeros(4)), layout)
+    assert [worker.process for worker in report.workers] == [None, 0, None, 0, 0]
+    assert [len(worker.devices) for worker in report.workers] == [0, 1, 0, 1, 1]
+
+
+def test_chunks_of_workers_have_leaves_without_entries():
+    trainer = byzjax.trainer(
+        lambda params, batch: jnp.sum((params["w"] - jnp.mean(batch)) ** 2),
+        aggregator=byzjax.median(),
+        server=optax.sgd(0.1),
+        num_workers=6,
+        layout=one(),
+        workers_at_once=2,
+    )
+    state = trainer.init({"w": jnp.ones(5), "none": jnp.zeros((0, 2))})
+    state, _ = trainer.step(state, jnp.zeros((6, 4)), jax.random.key(0))
+    np.testing.assert_allclose(state.params["w"], 0.8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: one(absent=3), "absent to be a tuple of numbers of workers, got 3"),
+        (lambda: one(absent=None), "absent to be a tuple .* got None"),
+        (lambda: one().workers_of_process(-8), "num_workers >= 1, got .*-8"),
+        (lambda: one().workers_of_process(8.0), "num_workers.* got .*8.0"),
+        (lambda: one().workers_of_process(8, "0"), "process.* got .*'0'"),
+    ],
+)
+def test_what_is_no_worker_and_no_process(call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
