@@ -4,7 +4,9 @@ Steps at which it is to wait are given; it goes on when the file of that step is
 """
 
 import json
+import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -74,6 +76,9 @@ def main(path, address, count, rank, settings):
         sharding.start(
             address, int(count), int(rank), dead_after=settings["dead_after"]
         )
+    if settings.get("dies") == int(rank):  # Once all have come, before a step.
+        assert len(jax.devices()) > 1
+        os.kill(os.getpid(), signal.SIGKILL)
     if settings.get("disagree"):
         mine = {"key": jax.random.key(int(rank)), "params": np.ones(9)}
         try:

@@ -176,6 +176,16 @@ def test_two_of_four_are_killed_and_no_step_is_lost_or_done_twice(tmp_path):
         assert far(reference([*history[:-1], history[0]], **more), wanted) > 1e-4
 
 
+def test_who_dies_before_the_first_step_had_workers(tmp_path):
+    """They are absent, and nobody else is asked for their batches."""
+    with Job(tmp_path, 4, steps=3, f=1, dies=1) as job:
+        assert job.ends([0, 2, 3]) == [0, 0, 0], job.said(0)[-3000:]
+        assert job.steps(0) == ([1, 2, 3], [without(2, 3)] * 3)
+        assert "6 of 8 workers are left, without [2, 3]" in job.said(0)
+        wanted = reference([without(2, 3)] * 3)
+        assert far(job.read(0)["end"]["bits"], wanted) <= 1e-6
+
+
 def test_a_frozen_one_is_dead_and_without_the_coordinator_all_end_and_resume(tmp_path):
     settings = dict(f=1, save_every=4)
     with Job(tmp_path, 4, steps=99, holds=[2, 6], **settings) as job:
