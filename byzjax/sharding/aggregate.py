@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from byzjax import base, checks
 from byzjax.base import Aggregator
+from byzjax.numerics import devices
 from byzjax.sharding import region
 from byzjax.sharding.layout import Layout
 from byzjax.sharding.way import Way, check_layout, check_workers, present_of, spread
@@ -63,6 +64,7 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
     check_layout("sharding.aggregate", layout)
 
     def init(params):
+        _check_outermost()
         way = Way(layout, params)
 
         def run(params):
@@ -74,6 +76,7 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         return region.automatically(layout, run, (params,), specs)
 
     def update(updates, state, params=None, **extra):
+        _check_outermost()
         m = checks.num_workers(updates) + len(layout.absent)
         check_workers("sharding.aggregate", layout, m)
         if layout.absent:  # What is given is of the workers that have a device.
@@ -106,6 +109,15 @@ def aggregate(rule: Aggregator, layout: Layout) -> Aggregator:
         return region.automatically(layout, run, args, specs)
 
     return base.around(rule, init, update)
+
+
+def _check_outermost():
+    if devices.is_split():
+        raise ValueError(
+            "sharding.aggregate needs a step or chain that is in no layout yet, got "
+            "one inside of a trainer with layout=... or of another "
+            "sharding.aggregate: give these the rule as it is"
+        )
 
 
 def _of_all(name, given, live, layout):

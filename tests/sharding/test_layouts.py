@@ -1,5 +1,7 @@
 """Layouts on one device, and what they refuse."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import byzjax
 from byzjax import sharding
+from byzjax.numerics import devices
 from byzjax.sharding.states import padded
 from byzjax.testing import gaussian
 
@@ -179,6 +182,16 @@ def test_claims_are_of_the_rows_that_are_given():
             means.aggregate(rows, weights=given)
     with pytest.raises(ValueError, match=r"present .*\(6,\), got \(8,\)"):
         means.aggregate(rows, present=jnp.ones(8, bool))
+
+
+def test_a_rule_is_put_on_a_layout_once():
+    """Inside of another layout columns are split already, as here."""
+    rule = sharding.aggregate(byzjax.median(), one())
+    split = pytest.raises(ValueError, match="in no layout yet")
+    with split, devices.split_columns(types.SimpleNamespace()):
+        rule.init(jnp.zeros(3))
+    with split, devices.split_columns(types.SimpleNamespace()):
+        rule.aggregate(jnp.zeros((5, 3)))
 
 
 def test_a_report_has_no_devices_of_absent_workers():
