@@ -28,7 +28,7 @@ class NodeHistory:
         as it was asked though it rested, and there were enough without it.
       influence: sum over its accepted replies of its share in the aggregate, of which
         there is none in a round that kept the model; divided by `accepted`, its mean
-        influence, which is about 1/m for an honest node.
+        influence, about 1/m for an honest node if the rule remembers nothing.
       reasons: why replies were rejected → how often.
       resting_until: the last round in which it is not asked, since it was silent; or,
         where none could be spared without it, not waited for.

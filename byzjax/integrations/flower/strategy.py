@@ -77,7 +77,8 @@ class RobustStrategy(Strategy):
       fraction_evaluate: share of them that is asked to evaluate; 0 for none.
       min_train_nodes: fewest nodes to ask to train, if as many are connected.
       min_evaluate_nodes: fewest nodes to ask to evaluate, likewise.
-      min_available_nodes: fewest connected nodes to begin with.
+      min_available_nodes: fewest connected nodes to begin with. Where f is a share,
+        all that you have: hostile ones that come first would be most of the others.
       weighted_by_key: metric that has the number of examples.
       train_metrics_aggr_fn: makes one `MetricRecord` of the clients' metrics, as
         FedAvg's: from a list of `RecordDict` and `weighted_by_key`. It sees only what
