@@ -15,10 +15,10 @@ def arc(rule: Aggregator, num_byzantine: int) -> Aggregator:
       k = \lfloor 2 \tfrac{f}{m} (m - f) \rfloor
 
     **Guarantee.** (f, κ + 2f/(m−2f))-robust over an (f, κ)-robust base (Allouah et al.
-    2024). As k ≥ f, no row is left longer than the longest honest
-    one, so over means of rows the result is bounded by the honest norms even
-    where they fail. A row that is not finite is clipped to zero. Over a geometric base
-    the clipping itself does not touch the coordinates, as in `clipping`.
+    2024). As k ≥ f, no row is left longer than the longest honest one, so over means of
+    rows the result is bounded by the honest norms even where they fail. A row that is
+    not finite is clipped to zero. Over a geometric base the clipping itself does not
+    touch the coordinates, as in `clipping`.
 
     Args:
       rule: the base aggregator.
