@@ -20,7 +20,7 @@ LARGEST_SQUARE = 1e36
 # thousand times smaller than they: 10^9 coordinates may fall short by 10^-29 in all.
 _LEAST, _MOST = 1e-20, 1e33
 # A row of 2^60 coordinates, or the difference of two, is no longer than the largest
-# float times this. What it makes too short for a float is 10^40 times as short.
+# float times this. What it makes too short for a float is 10^60 times as short.
 _LONGER = 2.0**32
 
 
@@ -71,11 +71,11 @@ class Lengths(NamedTuple):
 
     Attributes:
       values: `[m]`, +inf for outliers.
-      unit: 1, or 2^32 where one of them would be no float in 1.
+      unit: 1, or 2^32 where one of them would be no float in 1; or one for each, `[m]`.
     """
 
-    values: jax.Array  # [m], +inf for outliers.
-    unit: jax.Array  # 1, or 2^32 where one of them would be no float in 1.
+    values: jax.Array
+    unit: jax.Array
 
     def plain(self) -> jax.Array:
         """As they are, those beyond the largest float as that."""
@@ -84,7 +84,7 @@ class Lengths(NamedTuple):
 
 
 def lengths_of(roots: jax.Array, units: jax.Array, there: jax.Array) -> Lengths:
-    """roots · units [m] where `there`, else +inf."""
+    """roots · units [m] in one unit, where `there`, else +inf."""
     beyond = there & (roots < jnp.inf) & ~(roots * units < jnp.inf)
     unit = jnp.where(jnp.any(beyond), _LONGER, 1).astype(roots.dtype)
     values = roots * (units * inverse(unit))

@@ -36,7 +36,7 @@ class Checkpoints:
 
     Args:
       folder: which all processes share. It is made, if it is not there.
-      keep: how many of the latest stay; None is all.
+      keep: how many stay, the one just saved and the latest; None is all.
 
     Raises:
       ImportError: without orbax, the extra `checkpoint`.

@@ -61,8 +61,8 @@ def run(
         which says that attackers die as others do.
       num_steps: in all, those before a restart among them.
       model_state: as `trainer.init` takes it.
-      make_layout: of devices that are left, the layout; None: workers on one axis. Each
-        worker is to lie on the devices of one process.
+      make_layout: of devices that are left, or of all, the layout; None: workers on one
+        axis. Each worker is to lie on the devices of one process.
       checkpoints: where states are saved, and the latest is taken up from; None:
         nowhere.
       save_every: steps from one checkpoint to the next; there is one at the end, too.
