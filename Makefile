@@ -1,7 +1,7 @@
 # Needs make and a Python >= 3.11; everything else is installed into environments here.
 #
 #   make demo     train under attack, about two minutes (environment: .venv)
-#   make test     lint, types and the tests on the built wheel, about twelve minutes
+#   make test     lint, types and the tests on the built wheel, seven to twelve minutes
 #                 (environment: .venv-test)
 #   make test-all the same with the slow tests, half an hour; CI runs it
 #   make test-flower  the tests of byzjax.integrations.flower (environment: .venv-flower)
